@@ -1,0 +1,1 @@
+"""The `detr-fast` command, one file a verb."""

@@ -1,0 +1,1 @@
+"""Detection on images: detector, post-processing and results."""

@@ -1,0 +1,1 @@
+"""DETR modules and the model zoo."""

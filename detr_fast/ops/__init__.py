@@ -1,0 +1,1 @@
+"""Contracts of the operations: checks, schema, fake and reference registration."""

@@ -1,0 +1,1 @@
+"""Matcher, criterion, recipes and the trainer."""
