@@ -1,0 +1,242 @@
+"""Recipes: every number that decides what training does, and the presets that are known to work.
+
+A recipe says nothing about where data lies or on what machine it runs, so that it can be stored in
+a run folder and a checkpoint, and read back.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+
+SCHEDULES = ("step", "one_cycle")
+AMP_MODES = ("no", "bf16", "fp16")
+NONFINITE_POLICIES = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. The defaults are those of DETR (Carion et al. 2020, section 4).
+
+    Attributes:
+        model: Name of the zoo.
+        model_options: Options of `build_model` beyond `dropout` and `aux_loss`.
+        dropout: Dropout of the transformer.
+        aux_loss: Whether every decoder layer is supervised, not only the last.
+        lr: Learning rate of everything but the backbone.
+        lr_backbone: Learning rate of the backbone; 0 freezes it.
+        weight_decay: Decoupled weight decay of AdamW.
+        epochs: Passes over the training set.
+        schedule: "step" multiplies the rates by 0.1 every `lr_drop` epochs; "one_cycle" raises
+            them from 1/25 over the first `warmup` share of all steps and then lowers them to
+            nearly 0 along a cosine (Smith and Topin 2018, arXiv 1708.07120).
+        lr_drop: Epochs between two drops of the step schedule.
+        warmup: Share of all steps in which the one-cycle schedule rises, in (0, 1).
+        clip_max_norm: Largest 2-norm of the whole gradient; 0 does not clip.
+        batch_size: Images in one forward pass of one process.
+        accumulate: Forward passes in one step. The step is that of a batch of
+            `batch_size * accumulate`, the normalisation of the loss included.
+        amp: Autocast of the model: "no", "bf16" or "fp16". Losses are float32 always.
+        set_cost_class: Weight of the class probability in the matching cost.
+        set_cost_bbox: Weight of the L1 distance of boxes in the matching cost.
+        set_cost_giou: Weight of the generalised IoU in the matching cost.
+        bbox_loss_coef: Weight of the L1 loss.
+        giou_loss_coef: Weight of the generalised IoU loss.
+        eos_coef: Weight of the no-object class in the classification loss.
+        nonfinite: What to do with a step whose predictions, loss or gradient hold NaN or Inf:
+            "stop" ends the training, "skip" leaves the weights as they were and goes on.
+        augment: Whether training images are flipped, resized and cropped at random; otherwise
+            they are treated as validation images are.
+        train_images: Number of generated images to train on where no data set is given.
+        val_images: Number of generated images to evaluate on where no data set is given.
+    """
+
+    model: str = "detr_resnet50"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    dropout: float = 0.1
+    aux_loss: bool = True
+    lr: float = 1e-4
+    lr_backbone: float = 1e-5
+    weight_decay: float = 1e-4
+    epochs: int = 300
+    schedule: str = "step"
+    lr_drop: int = 200
+    warmup: float = 0.1
+    clip_max_norm: float = 0.1
+    batch_size: int = 2
+    accumulate: int = 1
+    amp: str = "no"
+    set_cost_class: float = 1.0
+    set_cost_bbox: float = 5.0
+    set_cost_giou: float = 2.0
+    bbox_loss_coef: float = 5.0
+    giou_loss_coef: float = 2.0
+    eos_coef: float = 0.1
+    nonfinite: str = "stop"
+    augment: bool = True
+    train_images: int = 1000
+    val_images: int = 200
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("schedule", SCHEDULES),
+            ("amp", AMP_MODES),
+            ("nonfinite", NONFINITE_POLICIES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"recipe: {name} is {getattr(self, name)!r}; expected one of "
+                    f"{', '.join(map(repr, choices))}"
+                )
+        for name in ("epochs", "lr_drop", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recipe: {name} is {getattr(self, name)}; expected at least 1")
+        for name in ("lr", "lr_backbone", "weight_decay", "clip_max_norm", "eos_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"recipe: {name} is {getattr(self, name)}; expected 0 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"recipe: dropout is {self.dropout}; expected a value in [0, 1)")
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"recipe: warmup is {self.warmup}; expected a share in (0, 1)")
+        object.__setattr__(self, "model_options", dict(self.model_options))
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """A recipe with some fields changed.
+
+        Raises:
+            ValueError: A name that is no field, or a value out of its range.
+        """
+        _check_names(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only: safe in YAML and in weights-only checkpoints."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> "Recipe":
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: A name that is no field, or a value out of its range.
+        """
+        _check_names(state)
+        return cls(**state)
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the losses of one decoder layer, by the name of the loss."""
+        return {
+            "loss_ce": 1.0,
+            "loss_bbox": self.bbox_loss_coef,
+            "loss_giou": self.giou_loss_coef,
+        }
+
+
+PRESETS: dict[str, Recipe] = {
+    # The paper's two schedules: 42.0 AP for ResNet-50 after 500 epochs.
+    "paper_300": Recipe(epochs=300, lr_drop=200),
+    "paper_500": Recipe(epochs=500, lr_drop=400),
+    # A small model from scratch on generated shapes, on a CPU.
+    "shapes": Recipe(
+        model="detr_tiny",
+        dropout=0.0,
+        lr=1e-3,
+        lr_backbone=1e-3,
+        epochs=30,
+        schedule="one_cycle",
+        warmup=0.1,
+        batch_size=16,
+        train_images=1000,
+        val_images=200,
+        augment=False,
+    ),
+}
+
+
+def preset(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset '{name}'; the presets are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The trainable parameters as AdamW takes them: the rest first, then the backbone.
+
+    Every parameter decays, those of normalisations and biases included, as in DETR. Each group
+    holds the `names` of its `params`, so that a stored optimizer state can be told apart by name.
+
+    Raises:
+        ValueError: No parameter is trainable.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("the model has no trainable parameter: every one has requires_grad=False")
+    groups = []
+    for is_backbone, lr in ((False, recipe.lr), (True, recipe.lr_backbone)):
+        members = [(name, p) for name, p in named if in_backbone(name) == is_backbone]
+        if members:
+            names, params = zip(*members, strict=True)
+            groups.append({"params": list(params), "names": list(names), "lr": lr})
+    return groups
+
+
+def in_backbone(name: str) -> bool:
+    """Whether a parameter belongs to the backbone, by its name."""
+    return "backbone" in name
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, in one fused pass where the device has one.
+
+    The fused form also takes the gradient scaler's verdict as a tensor, which saves the
+    synchronisation that fp16 otherwise costs.
+    """
+    groups = parameter_groups(model, recipe)
+    device = groups[0]["params"][0].device.type
+    return torch.optim.AdamW(
+        groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=device in ("cpu", "cuda")
+    )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
+) -> LRScheduler:
+    """The schedule of the learning rates.
+
+    Returns:
+        A scheduler to be stepped after every epoch for "step", after every optimizer step for
+        "one_cycle"; `steps_each_epoch` says which.
+    """
+    if recipe.schedule == "step":
+        return StepLR(optimizer, recipe.lr_drop)
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=recipe.epochs * steps_per_epoch,
+        pct_start=recipe.warmup,
+        cycle_momentum=False,
+    )
+
+
+def steps_each_epoch(recipe: Recipe) -> bool:
+    """Whether the schedule moves after every epoch; otherwise it moves after every step."""
+    return recipe.schedule == "step"
+
+
+def _check_names(state: Mapping[str, Any]) -> None:
+    known = [f.name for f in dataclasses.fields(Recipe)]
+    for name in state:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"a recipe has no field '{name}'{hint}")
