@@ -1,0 +1,50 @@
+// The module detr_fast._C: what it was built with, and the NumPy entry of the solver. Operations on
+// tensors are not here: each file of cpu/ and cuda/ registers its own with torch's dispatcher.
+
+#include <string>
+
+#include <pybind11/pybind11.h>
+#include <torch/version.h>
+
+void bind_linear_sum_assignment(pybind11::module_& module);
+
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return std::string("clang ") + __clang_version__;
+#elif defined(__GNUC__)
+  return std::string("gcc ") + __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+pybind11::dict build_info() {
+  using pybind11::literals::operator""_a;
+  return pybind11::dict(
+      "compiler"_a = compiler(),
+      "cxx_standard"_a = static_cast<long>(__cplusplus),
+      "torch"_a = DETR_FAST_TORCH_VERSION,
+#ifdef _OPENMP
+      "openmp"_a = true,
+#else
+      "openmp"_a = false,
+#endif
+#ifdef DETR_FAST_CUDA_ARCH_LIST
+      "cuda_kernels"_a = true,
+      "cuda_arch_list"_a = DETR_FAST_CUDA_ARCH_LIST
+#else
+      "cuda_kernels"_a = false,
+      "cuda_arch_list"_a = pybind11::none()
+#endif
+  );
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.doc() = "Compiled kernels of detr_fast; loading it registers them with torch.";
+  module.def("build_info", &build_info, "What this module was compiled with, as a dict.");
+  bind_linear_sum_assignment(module);
+}
