@@ -1,0 +1,90 @@
+"""Names to models: `build_model`."""
+
+import inspect
+
+from ..data.label_map import COCO_LABEL_MAP, LabelMap
+from .catalogue import ZooEntry, zoo_entry
+from .checkpoint import Checkpoint, load_checkpoint, load_weights
+from .demo import DETRDemo
+from .detr import DETR
+from .suggestion import did_you_mean
+
+_FAMILIES = {"detr": DETR, "demo": DETRDemo}
+# What may differ from the options that pretrained weights were trained with.
+_ADAPTABLE = {"num_classes", "num_queries", "dropout", "aux_loss", "train_backbone"}
+# Where the first weights come from is no property of the model that was built.
+_NOT_IN_CONFIG = {"backbone_weights"}
+
+
+def build_model(
+    name: str, *, pretrained: bool = False, num_classes: int | None = None, **options
+) -> DETR | DETRDemo:
+    """Builds a model of the zoo.
+
+    Args:
+        name: "detr_resnet50", "detr_resnet50_dc5", "detr_resnet101", "detr_resnet101_dc5",
+            "detr_demo" or "detr_tiny".
+        pretrained: load the model's published weights (downloaded once) or shipped ones. Where
+            `num_classes` or `num_queries` differs from theirs, the class head or the queries are
+            re-initialised; `model.load_report` says so and a warning is logged.
+        num_classes: classes without no-object; by default those of the weights, or of the zoo.
+        **options: see `DETR`, for "detr_demo" `DETRDemo`.
+
+    Returns:
+        The model on the CPU in training mode, with `config` such that `build_model(**config)`
+        builds it again, `label_map` where pretrained weights bring their classes, and
+        `load_report`, a `LoadReport` or None.
+
+    Raises:
+        ValueError: unknown name, an option out of its range, or with `pretrained` an option that
+            contradicts the weights.
+        TypeError: unknown option.
+        FileNotFoundError, ConnectionError: see `load_checkpoint`.
+    """
+    entry = zoo_entry(name)
+    family = _FAMILIES[entry.family]
+    defaults = {
+        option: parameter.default
+        for option, parameter in inspect.signature(family).parameters.items()
+    }
+    for option in options:
+        if option not in defaults:
+            raise TypeError(f"{name} has no option {option!r}; {did_you_mean(option, defaults)}.")
+    checkpoint = load_checkpoint(name) if pretrained else None
+    trained = {**defaults, **entry.options}
+    if checkpoint is not None:
+        trained.update({k: v for k, v in (checkpoint.config or {}).items() if k in defaults})
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    config = {**trained, **options}
+    if checkpoint is not None:
+        _refuse_contradictions(entry, trained, config)
+    model = family(**config)
+    model.config = {
+        "name": name,
+        **{option: value for option, value in config.items() if option not in _NOT_IN_CONFIG},
+    }
+    model.load_report = None
+    if checkpoint is not None:
+        model.load_report = load_weights(model, checkpoint.model)
+        if config["num_classes"] == trained["num_classes"]:
+            model.label_map = _label_map(entry, checkpoint)
+    return model
+
+
+def _label_map(entry: ZooEntry, checkpoint: Checkpoint) -> LabelMap | None:
+    if checkpoint.label_map is not None:
+        return LabelMap.from_dict(checkpoint.label_map)
+    # The original's files name no classes; all of them were trained on COCO's 91 ids.
+    return COCO_LABEL_MAP if entry.url is not None else None
+
+
+def _refuse_contradictions(entry: ZooEntry, trained: dict, config: dict) -> None:
+    for option, value in trained.items():
+        if option in _ADAPTABLE | _NOT_IN_CONFIG or config[option] == value:
+            continue
+        raise ValueError(
+            f"the weights of {entry.name} were trained with {option}={value!r}; got "
+            f"{config[option]!r}. Use that value, or pretrained=False; "
+            f"only {', '.join(sorted(_ADAPTABLE))} may differ."
+        )
