@@ -1,0 +1,337 @@
+"""The set prediction loss of DETR, for all decoder layers in one pass.
+
+Nothing here waits for the device: no value is read back, no shape depends on values, and no loop
+runs over layers or images.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..reference.boxes import cxcywh_to_xyxy, generalized_iou
+from . import distributed
+from .targets import PackedTargets, pack_targets, validate_targets
+
+# What each entry of `losses` computes. Class error is of the last layer only, as in the original.
+_TERMS = {
+    "labels": ("loss_ce", "class_error"),
+    "cardinality": ("cardinality_error",),
+    "boxes": ("loss_bbox", "loss_giou"),
+}
+
+
+@dataclass(frozen=True)
+class LossNormalizer:
+    """What sums over a batch are divided by. All of it is known before the model has run.
+
+    The values are those of the whole batch of a step, over processes and micro-batches, divided by
+    the number of processes, because DistributedDataParallel averages gradients over processes. So
+    losses and gradients, added over micro-batches and averaged over processes, are those of the
+    joined batch in one process. Each value is a number or a tensor of no dimensions.
+
+    Attributes:
+        boxes: number of target boxes, at least one over all processes.
+        class_weight: sum of the class weights of all queries.
+        matched: number of matched targets.
+        images: number of images.
+    """
+
+    boxes: float | Tensor
+    class_weight: float | Tensor
+    matched: float | Tensor
+    images: float | Tensor
+
+
+class SetCriterion(nn.Module):
+    """Losses of DETR: classification with no-object, L1 and generalised IoU of the matched boxes.
+
+    Every decoder layer is matched and has its losses (Carion et al., ECCV 2020, sections 3.1 and
+    A.2). Losses are computed in float32 whatever the type of the predictions (float64 for float64).
+
+    With more than one process, boxes and class weights are counted over all of them, so that the
+    averaged gradients are those of the joined batch. The original counts only the boxes so, and
+    averages the classification loss of each process by its own class weights; in one process the
+    two agree.
+
+    Args:
+        num_classes: number of classes without no-object.
+        matcher: has `match_layers` (see `HungarianMatcher`).
+        weight_dict: weight of every loss in `total`, by name: `loss_ce`, `loss_bbox`, `loss_giou`,
+            and the same with `_0`, `_1`... for the auxiliary layers (see `auxiliary_weights`).
+        eos_coef: class weight of no-object in the classification loss; the other classes have 1.
+        losses: which to compute, of "labels", "boxes", "cardinality".
+
+    Raises:
+        ValueError: for an unknown name in `losses` or `weight_dict`.
+        TypeError: if the matcher cannot match all layers at once.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: nn.Module,
+        weight_dict: Mapping[str, float],
+        eos_coef: float,
+        losses: Sequence[str],
+    ):
+        super().__init__()
+        for loss in losses:
+            if loss not in _TERMS:
+                raise ValueError(_unknown("loss", loss, _TERMS))
+        terms = [term for names in _TERMS.values() for term in names]
+        for name in weight_dict:
+            base, _, layer = name.rpartition("_")
+            if name not in terms and not (base in terms and layer.isdigit()):
+                raise ValueError(_unknown("name in weight_dict", name, terms))
+        if not hasattr(matcher, "match_layers"):
+            raise TypeError(
+                f"{type(matcher).__name__} has no method match_layers(logits, boxes, packed): "
+                "derive the matcher from detr_fast.HungarianMatcher"
+            )
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_dict = dict(weight_dict)
+        self.eos_coef = eos_coef
+        self.losses = list(losses)
+        empty_weight = torch.ones(num_classes + 1)
+        empty_weight[-1] = eos_coef
+        self.register_buffer("empty_weight", empty_weight)
+
+    def forward(
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Tensor]] | PackedTargets,
+        normalizer: LossNormalizer | None = None,
+    ) -> dict[str, Tensor]:
+        """Computes the losses of all layers.
+
+        Args:
+            outputs: `pred_logits` (B, Q, num_classes + 1), `pred_boxes` (B, Q, 4) normalised
+                (cx, cy, w, h), and optionally `aux_outputs`: a list of the same for the earlier
+                decoder layers.
+            targets: one dict per image with `labels` (M,) and `boxes` (M, 4), or packed targets.
+                Checked by `validate_targets`.
+            normalizer: what the sums are divided by; None counts this batch over all processes,
+                which every process then has to do at once. For gradient accumulation, give every
+                micro-batch the `normalizer` of the whole batch, and add up the gradients.
+
+        Returns:
+            Scalars by name, on the device of the predictions: `loss_ce`, `class_error` (percent of
+            the matched targets whose class is not the likeliest; NaN if nothing is matched in
+            the whole batch), `cardinality_error`, `loss_bbox`, `loss_giou`; then the losses and the
+            cardinality error of each auxiliary layer, with `_0`, `_1`... appended. If one rank or
+            micro-batch is empty, its losses are zero where they count boxes, and every
+            output of the model still has a gradient.
+
+        Raises:
+            ValueError: for predictions of the wrong shape, and targets that cannot be learned.
+        """
+        logits, boxes = _stack_layers(outputs, self.num_classes)
+        packed = validate_targets(
+            targets, num_classes=self.num_classes, num_images=logits.shape[1]
+        ).to(logits.device)
+        if normalizer is None:
+            normalizer = self.normalizer(packed, logits.shape[2])
+        matches = _Matches.of(
+            self.matcher.match_layers(logits, boxes, packed), packed, boxes.shape[2]
+        )
+
+        computed: dict[str, Tensor] = {}
+        for loss in self.losses:
+            if loss == "labels":
+                computed |= self._classification(logits, packed, matches, normalizer)
+            elif loss == "boxes":
+                computed |= _regression(boxes, packed, matches, normalizer)
+            else:
+                computed |= _cardinality(logits, packed, normalizer)
+        return _by_layer(computed)
+
+    def normalizer(
+        self,
+        targets: Sequence[Mapping[str, Tensor]] | PackedTargets,
+        num_queries: int,
+        *,
+        over_processes: bool = True,
+        device: torch.device | str | None = None,
+    ) -> LossNormalizer:
+        """Counts what the losses of a step are divided by; needs the targets' shapes only.
+
+        Args:
+            targets: of all images of this process in the step; with gradient accumulation, those
+                of all its micro-batches in one list.
+            num_queries: Q of the model.
+            over_processes: whether to count over all processes, with one collective.
+            device: where the group's backend reduces; None for that of the targets.
+
+        Returns:
+            The normalizer for `forward`.
+        """
+        packed = targets if isinstance(targets, PackedTargets) else pack_targets(targets)
+        counts: Sequence[float | Tensor] = (
+            sum(packed.sizes),
+            packed.num_matched(num_queries),
+            packed.num_images,
+        )
+        processes = distributed.world_size() if over_processes else 1
+        if processes == 1:
+            total, matched, images = counts
+            boxes = max(total, 1)
+        else:
+            # One row of integers, so that nothing is rounded before the division.
+            row = torch.tensor(counts).to(device or packed.labels.device, non_blocking=True)
+            total, matched, images = distributed.all_reduce_sum(row).double() / processes
+            boxes = total.clamp(min=1 / processes)
+        class_weight = matched + self.eos_coef * (images * num_queries - matched)
+        return LossNormalizer(boxes, class_weight, matched, images)
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The sum of the losses, weighted by `weight_dict`: what to call `backward` on.
+
+        Raises:
+            ValueError: if no loss has a weight.
+        """
+        weighted = [
+            value * self.weight_dict[k] for k, value in losses.items() if k in self.weight_dict
+        ]
+        if not weighted:
+            raise ValueError(
+                f"none of the losses {sorted(losses)} has a weight; weight_dict has "
+                f"{sorted(self.weight_dict)}"
+            )
+        return torch.stack(weighted).sum()
+
+    def _classification(
+        self,
+        logits: Tensor,
+        packed: PackedTargets,
+        matches: _Matches,
+        normalizer: LossNormalizer,
+    ) -> dict[str, Tensor]:
+        layers, images, per_image, num_logits = logits.shape
+        slots = images * per_image
+        # The slot behind the last query takes the targets that are left over.
+        classes = matches.query.new_full((layers, slots + 1), self.num_classes)
+        slot = torch.where(matches.found, matches.query, slots)
+        classes.scatter_(1, slot, packed.labels.expand_as(slot))
+        negative_log_likelihood = F.cross_entropy(
+            logits.reshape(-1, num_logits),
+            classes[:, :-1].reshape(-1),
+            self.empty_weight.to(logits.dtype),
+            reduction="none",
+        )
+        loss = negative_log_likelihood.view(layers, -1).sum(1) / normalizer.class_weight
+
+        with torch.no_grad():
+            last = logits[-1].reshape(-1, num_logits).index_select(0, matches.query[-1])
+            wrong = matches.found[-1] & (last.argmax(-1) != packed.labels)
+            percent = wrong.sum().to(logits.dtype) * 100
+            class_error = (percent / normalizer.matched).to(logits.dtype)
+        return {"loss_ce": loss, "class_error": class_error}
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """For each target and layer, (S, T): its query among those of all images, and if it has one."""
+
+    query: Tensor
+    found: Tensor
+
+    @classmethod
+    def of(cls, queries: Tensor, packed: PackedTargets, num_queries: int) -> _Matches:
+        found = queries >= 0
+        # A target without a query points at the first one, and weighs nothing.
+        return cls(torch.where(found, packed.image_index * num_queries + queries, 0), found)
+
+
+def auxiliary_weights(weight_dict: Mapping[str, float], num_layers: int) -> dict[str, float]:
+    """Weights of all decoder layers from those of the last one.
+
+    Args:
+        weight_dict: weights of the last layer's losses, by name.
+        num_layers: number of decoder layers of the model.
+
+    Returns:
+        `weight_dict` and, for each earlier layer i, the same weights under the names with `_i`.
+    """
+    weights = dict(weight_dict)
+    for layer in range(num_layers - 1):
+        weights |= {f"{name}_{layer}": weight for name, weight in weight_dict.items()}
+    return weights
+
+
+def _regression(
+    boxes: Tensor, packed: PackedTargets, matches: _Matches, normalizer: LossNormalizer
+) -> dict[str, Tensor]:
+    layers, images, per_image, _ = boxes.shape
+    index = matches.query[..., None].expand(-1, -1, 4)
+    source = boxes.reshape(layers, images * per_image, 4).gather(1, index)
+    target = packed.boxes.to(boxes.dtype).expand_as(source)
+    distance = (source - target).abs().sum(-1)
+    giou = generalized_iou(cxcywh_to_xyxy(source), cxcywh_to_xyxy(target))
+    return {
+        "loss_bbox": torch.where(matches.found, distance, 0).sum(1) / normalizer.boxes,
+        "loss_giou": torch.where(matches.found, 1 - giou, 0).sum(1) / normalizer.boxes,
+    }
+
+
+@torch.no_grad()
+def _cardinality(
+    logits: Tensor, packed: PackedTargets, normalizer: LossNormalizer
+) -> dict[str, Tensor]:
+    no_object = logits.shape[-1] - 1
+    predicted = (logits.argmax(-1) != no_object).sum(-1)
+    sizes = packed.offsets.diff().to(logits.device, non_blocking=True)
+    error = (predicted - sizes).abs().sum(-1).to(logits.dtype)
+    return {"cardinality_error": error / normalizer.images}
+
+
+def _stack_layers(outputs: Mapping[str, Any], num_classes: int) -> tuple[Tensor, Tensor]:
+    """Logits (S, B, Q, C) and boxes (S, B, Q, 4) of all layers, the last one last."""
+    layers = [*outputs.get("aux_outputs", ()), outputs]
+    for key in ("pred_logits", "pred_boxes"):
+        if any(key not in layer for layer in layers):
+            raise ValueError(
+                f"outputs or aux_outputs have no '{key}'; outputs have {sorted(outputs)}"
+            )
+    logits = torch.stack([layer["pred_logits"] for layer in layers])
+    boxes = torch.stack([layer["pred_boxes"] for layer in layers])
+    if logits.dim() != 4 or logits.shape[-1] != num_classes + 1:
+        raise ValueError(
+            f"pred_logits must have shape (B, Q, {num_classes + 1}), {num_classes} classes and "
+            f"no-object; got {tuple(logits.shape[1:])}"
+        )
+    if boxes.shape != (*logits.shape[:3], 4):
+        raise ValueError(
+            f"pred_boxes must have shape {(*logits.shape[1:3], 4)}; got {tuple(boxes.shape[1:])}"
+        )
+    return _at_least_float32(logits), _at_least_float32(boxes)
+
+
+def _at_least_float32(predictions: Tensor) -> Tensor:
+    return predictions if predictions.dtype == torch.float64 else predictions.float()
+
+
+def _by_layer(computed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The original's names: those of the last layer bare, those of the others numbered."""
+    losses = {}
+    numbered = {}
+    for name, values in computed.items():
+        if values.dim() == 0:
+            losses[name] = values
+            continue
+        *earlier, losses[name] = values.unbind()
+        numbered |= {f"{name}_{layer}": value for layer, value in enumerate(earlier)}
+    return losses | numbered
+
+
+def _unknown(kind: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
