@@ -22,7 +22,6 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 RECORD = "_build_info.json"
@@ -264,12 +263,12 @@ def commands(plan: Plan) -> dict:
             super().run()
             write_record(ROOT / "detr_fast" if self.editable_mode else package)
 
-    class SDist(sdist):
-        def add_defaults(self):
-            super().add_defaults()
-            self.filelist.extend(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.[hc]*"))
+        def get_source_files(self):
+            # A source distribution holds the compiled sources wherever it is made.
+            compiled = [str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.[hc]*")]
+            return [*super().get_source_files(), *sorted(compiled)]
 
-    return {"build_ext": BuildExt, "build_py": BuildPy, "sdist": SDist}
+    return {"build_ext": BuildExt, "build_py": BuildPy}
 
 
 def main():

@@ -87,4 +87,5 @@ def _record() -> dict | None:
         record = json.loads((Path(__file__).parent / "_build_info.json").read_text())
     except (OSError, ValueError):
         return None
-    return record if {"compiled", "reason", "torch"} <= set(record) else None
+    complete = isinstance(record, dict) and {"compiled", "reason", "torch"} <= set(record)
+    return record if complete else None
