@@ -8,3 +8,14 @@ LOSS_FLOAT64 = 1e-6
 # COCO figures known by hand: pycocotools adds 2.2e-16 to the denominator of every precision, so
 # that a perfect AP is 0.9999999999999998.
 COCO_AP = 1e-12
+# Matching costs up to about 20 in size. float32: each term is within a few ulp (2**-23 of 20 is
+# 2e-6, and 1 - p + eps amplifies the rounding of p in the focal cost); measured at most 4e-6.
+MATCHING_COST_FLOAT32 = 2e-5
+# The same in float64; measured at most 1e-14.
+MATCHING_COST_FLOAT64 = 1e-12
+# Half inputs are converted exactly and then computed in float32.
+MATCHING_COST_HALF = MATCHING_COST_FLOAT32
+# Gradients of two processes against one with the joined batch, float64, absolute.
+JOINED_GRADIENTS = 1e-6
+# Losses and gradients added over micro-batches in float64: rounding of a few hundred additions.
+ACCUMULATED_FLOAT64 = 1e-12
