@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_python
 
 import detr_fast
 from detr_fast import _extension
@@ -54,29 +55,24 @@ print(json.dumps({{
 """
 
 
-def observed_import(statement: str) -> dict:
+def observed_import(statement: str, folder: Path) -> dict:
     """What `import detr_fast` and then `statement` bring to a process that has torchvision."""
-    done = subprocess.run(
-        [sys.executable, "-c", OBSERVED_IMPORT.format(statement=statement)],
-        capture_output=True,
-        text=True,
-        check=True,
-        # The same copy of the package as in this process.
-        env={**os.environ, "PYTHONPATH": str(Path(detr_fast.__file__).parents[1])},
-    )
+    done = run_python(OBSERVED_IMPORT.format(statement=statement), folder)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_import_brings_nothing_but_the_package():
-    seen = observed_import("")
+def test_import_brings_nothing_but_the_package(tmp_path):
+    seen = observed_import("", tmp_path)
     assert seen["file"] == detr_fast.__file__
     assert seen["packages"] == ["detr_fast"]
     assert seen["started"] == []
     assert not seen["cuda"]
 
 
-def test_public_names_resolve_and_start_nothing():
-    seen = observed_import("for name in detr_fast.__all__: assert getattr(detr_fast, name)")
+def test_public_names_resolve_and_start_nothing(tmp_path):
+    resolve = "for name in detr_fast.__all__: assert getattr(detr_fast, name)"
+    seen = observed_import(resolve, tmp_path)
     assert not {"matplotlib", "pycocotools", "transformers", "timm"} & set(seen["packages"])
     assert seen["started"] == []
     assert not seen["cuda"]

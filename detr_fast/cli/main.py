@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if getattr(args, "debug", False) or os.environ.get("DETR_FAST_DEBUG") == "1":
             traceback.print_exc()
-        print(f"detr-fast: error: {error or type(error).__name__}", file=sys.stderr)
+        print(f"detr-fast: error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
 
 
