@@ -40,7 +40,8 @@ class Recipe:
         clip_max_norm: Largest 2-norm of the whole gradient; 0 does not clip.
         batch_size: Images in one forward pass of one process.
         accumulate: Forward passes in one step. The step is that of a batch of
-            `batch_size * accumulate`, the normalisation of the loss included.
+            `batch_size * accumulate`, the normalisation of the loss included; only batch
+            normalisation, where a model has it, sees one forward pass at a time.
         amp: Autocast of the model: "no", "bf16" or "fp16". Losses are float32 always.
         set_cost_class: Weight of the class probability in the matching cost.
         set_cost_bbox: Weight of the L1 distance of boxes in the matching cost.
@@ -52,6 +53,9 @@ class Recipe:
             "stop" ends the training, "skip" leaves the weights as they were and goes on.
         augment: Whether training images are flipped, resized and cropped at random; otherwise
             they are treated as validation images are.
+        short_side: Short side of validation images in pixels, to which the random sizes of
+            training are in the proportion that they are to 800; None keeps images as they are.
+        max_size: Largest long side after resizing, in pixels.
         train_images: Number of generated images to train on where no data set is given.
         val_images: Number of generated images to evaluate on where no data set is given.
     """
@@ -79,6 +83,8 @@ class Recipe:
     eos_coef: float = 0.1
     nonfinite: str = "stop"
     augment: bool = True
+    short_side: int | None = 800
+    max_size: int = 1333
     train_images: int = 1000
     val_images: int = 200
 
@@ -151,9 +157,10 @@ PRESETS: dict[str, Recipe] = {
         schedule="one_cycle",
         warmup=0.1,
         batch_size=16,
+        augment=True,
+        short_side=None,
         train_images=1000,
         val_images=200,
-        augment=False,
     ),
 }
 

@@ -73,27 +73,33 @@ class RunFolder:
         return cls(folder)
 
     @classmethod
-    def reopen(cls, path: str | Path, next_epoch: int) -> "RunFolder":
-        """Opens the folder of an interrupted run and forgets the epochs that will be run again.
+    def reopen(
+        cls, path: str | Path | None, checkpoint: str | Path, next_epoch: int
+    ) -> "RunFolder":
+        """Opens the folder to go on in, and forgets logged epochs that will be run again.
 
         Args:
-            path: A folder; made if missing.
+            path: The folder; without one, that of the checkpoint, or a new one where the
+                checkpoint lies in none.
+            checkpoint: File that training is resumed from.
             next_epoch: Index of the epoch that training goes on with.
+
+        Raises:
+            FileExistsError: `path` has something in it, and not this checkpoint.
         """
-        folder = cls(path)
-        (folder.path / "weights").mkdir(parents=True, exist_ok=True)
-        records = [r for r in folder.records() if r.get("epoch", -1) < next_epoch]
+        home = _home_of(checkpoint)
+        if path is None and home is None:
+            return cls.create()
+        if path is not None and (home is None or Path(path).resolve() != home):
+            return cls.create(path)
+        folder = cls(home if path is None else path)
+        for leftover in folder.last.parent.glob(".*.tmp"):
+            leftover.unlink()
+        records = [r for r in folder.records() if r["epoch"] < next_epoch]
         if folder.log.exists():
             folder.log.write_text("".join(map(_json_line, records)))
             folder._write_table(records)
         return folder
-
-    @classmethod
-    def of_checkpoint(cls, path: str | Path) -> Path | None:
-        """The run folder that a checkpoint lies in, None for a file elsewhere."""
-        weights = Path(path).absolute().parent
-        inside = weights.name == "weights" and (weights.parent / "args.yaml").is_file()
-        return weights.parent if inside else None
 
     def write_args(self, args: Mapping[str, Any]) -> None:
         """Writes args.yaml; `args` holds plain types only."""
@@ -154,6 +160,13 @@ class RunFolder:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _home_of(checkpoint: str | Path) -> Path | None:
+    """The run folder that a checkpoint lies in, None for a file elsewhere."""
+    weights = Path(checkpoint).resolve().parent
+    inside = weights.name == "weights" and (weights.parent / "args.yaml").is_file()
+    return weights.parent if inside else None
 
 
 def _first_free(parent: Path, stem: str) -> Path:

@@ -1,0 +1,390 @@
+"""The training loop: from a model, a recipe and data to a run folder."""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data.batching import collate
+from ..data.sampling import EpochSampler, SeededSamples
+from ..evaluation.coco import CocoEvaluator
+from ..evaluation.evaluate import evaluate
+from ..models.checkpoint import Checkpoint
+from . import distributed
+from .checkpoints import write_checkpoint
+from .criterion import SetCriterion, auxiliary_weights
+from .interruption import Interruption
+from .matcher import HungarianMatcher
+from .progress import Progress
+from .recipe import Recipe
+from .run_folder import RunFolder
+from .sampling import StepSampler
+from .state import TrainingState
+from .step import Batch, StepResult, TrainStep
+
+# A model whose every step is skipped does not recover.
+_MAX_SKIPPED_IN_A_ROW = 20
+
+
+class NonFiniteError(ValueError):
+    """Training stopped because predictions, losses or gradients were NaN or infinite."""
+
+
+class NothingToDoError(ValueError):
+    """The checkpoint to resume from has all the epochs that were asked for."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `Trainer.fit` leaves behind.
+
+    Attributes:
+        folder: The run folder.
+        record: The last line of the log; empty where this run has not written one.
+        exit_code: 0, or 128 plus the number of the signal that ended the training early.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    exit_code: int
+
+
+class Trainer:
+    """Trains a model by a recipe, evaluates it, and fills a run folder.
+
+    In a group of processes (see `distributed.init_from_env`) each process builds the same trainer;
+    the first one writes and prints.
+
+    Args:
+        model: With `num_classes`, `num_queries`, `config` and `label_map`; moved to `device`.
+        recipe: How to train.
+        train_dataset: Gives (image, target) pairs; see `detr_fast.data`.
+        val_dataset: The same with `ground_truth()` and `label_map`, None for no evaluation.
+        output_dir: Run folder: new, empty, or the one that `resume` lies in. None takes the latter,
+            or else the next free of runs/train, runs/train2, ...
+        device: Device to train on.
+        resume: Checkpoint to go on from, as read by `models.checkpoint.load_checkpoint`.
+        resume_path: File it was read from.
+        start_epoch: Index of the epoch to begin with where nothing is resumed.
+        seed: Of the order of the images and, with the number of the process, of everything else
+            that is random.
+        num_workers: Loader processes of each process.
+        eval_every: Epochs between two evaluations; the last epoch is evaluated always.
+        max_steps: Ends the training after this many steps in all; None for no limit.
+        args: Settings to store beside the recipe's in args.yaml and checkpoints; plain types.
+        preprocess: How images are prepared for this model, to store in its checkpoints.
+
+    Raises:
+        ValueError: The data cannot be trained on, the recipe does not fit the device, or the
+            checkpoint does not fit the model and the recipe.
+        NothingToDoError: All epochs are done.
+        FileExistsError: `output_dir` holds something else.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        train_dataset: Dataset,
+        val_dataset: Dataset | None = None,
+        *,
+        output_dir: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        resume: Checkpoint | None = None,
+        resume_path: str | Path | None = None,
+        start_epoch: int = 0,
+        seed: int = 42,
+        num_workers: int = 0,
+        eval_every: int = 1,
+        max_steps: int | None = None,
+        args: Mapping[str, Any] | None = None,
+        preprocess: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self._train_dataset = train_dataset
+        self._val_dataset = val_dataset
+        self._num_workers = num_workers
+        self._eval_every = eval_every
+        self._max_steps = math.inf if max_steps is None else max_steps
+        self._provenance = {
+            "args": {**recipe.to_dict(), "seed": seed, **(args or {})},
+            "preprocess": dict(preprocess or {}),
+        }
+        self._skipped_in_a_row = 0
+        self._best = -math.inf
+        self._last_record: dict[str, Any] = {}
+        self._ground_truth: Mapping[str, Any] | None = None
+
+        self._sampler = StepSampler(
+            len(train_dataset),
+            recipe.batch_size * recipe.accumulate,
+            seed,
+            distributed.rank(),
+            distributed.world_size(),
+        )
+        self.criterion = build_criterion(model, recipe).to(self.device)
+        self.state = TrainingState(self.model, recipe, self._sampler.steps_per_epoch)
+        self._step = TrainStep(
+            _distributed(self.model, self.device),
+            self.criterion,
+            self.state.optimizer,
+            self.state.scaler,
+            recipe,
+        )
+        _seed_everything(seed + distributed.rank())
+        if resume is not None:
+            self.state.restore(resume)
+        elif start_epoch:
+            self.state.start_at(start_epoch)
+        if self.state.epoch >= recipe.epochs:
+            raise NothingToDoError(
+                f"nothing to do: checkpoint at epoch {self.state.epoch} of {recipe.epochs}; "
+                "ask for more epochs"
+            )
+        self.folder = self._open_folder(output_dir, resume_path)
+
+    def fit(self) -> TrainingResult:
+        """Trains until the last epoch, `max_steps`, or a signal.
+
+        After a signal, and after `max_steps`, `weights/last.pth` holds the state in the middle of
+        the epoch, and resuming goes on with the images not seen yet.
+
+        Returns:
+            Where the results are, and the last of them.
+
+        Raises:
+            NonFiniteError: Something was not finite and the recipe says to stop, or too many steps
+                in a row were skipped. `weights/last.pth` holds the state before that step.
+            CheckpointWriteError: A checkpoint could not be written.
+            KeyboardInterrupt: A signal came while no step was under way, or a second one.
+        """
+        state = self.state
+        main = distributed.is_main_process()
+        if main:
+            self.folder.write_args(self._provenance["args"])
+        self._progress = Progress(
+            self.recipe.epochs, self._sampler.steps_per_epoch, state.steps, enabled=main
+        )
+        with Interruption() as interruption:
+            try:
+                self._evaluate_and_log(state.unlogged)
+                while state.epoch < self.recipe.epochs and state.steps < self._max_steps:
+                    epoch = state.epoch
+                    if self._train(interruption):
+                        self._progress.message(f"interrupted; resume from {self.folder.last}")
+                        break
+                    self._evaluate_and_log(
+                        state.unlogged if state.epoch > epoch else state.figures()
+                    )
+            finally:
+                self._progress.close()
+        if main:
+            self.folder.plot()
+        return TrainingResult(self.folder.path, self._last_record, interruption.exit_code)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluates the model as it is on the validation set; see `evaluation.evaluate`.
+
+        Raises:
+            ValueError: There is no validation set.
+        """
+        if self._val_dataset is None:
+            raise ValueError("there is no validation set to evaluate on")
+        if self._ground_truth is None:
+            self._ground_truth = self._val_dataset.ground_truth()
+        # The criterion counts over all processes, so all of them need equally many batches.
+        sampler = EpochSampler(
+            len(self._val_dataset),
+            shuffle=False,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            pad=True,
+        )
+        return evaluate(
+            self.model,
+            self._loader(self._val_dataset, sampler),
+            CocoEvaluator(self._ground_truth, self._val_dataset.label_map),
+            self.criterion,
+            self.device,
+            amp=self._step.autocast_dtype,
+        )
+
+    def _train(self, interruption: Interruption) -> bool:
+        """Trains to the end of the epoch, saves, and says whether a signal ended it early."""
+        state = self.state
+        self.model.train()
+        self.criterion.train()
+        self._sampler.set_epoch(state.epoch, state.seen)
+        stop = False
+        with interruption.deferred():
+            began = time.monotonic()
+            for batches, waited in self._batches_of_steps():
+                with distributed.naming_lost_ranks(f"step {state.steps + 1}"):
+                    result = self._step(batches, stop=interruption.signal is not None)
+                self._account(result)
+                now = time.monotonic()
+                self._progress.step(
+                    result.loss,
+                    max(group["lr"] for group in state.optimizer.param_groups),
+                    self._sampler.images_per_step,
+                    now - began,
+                    waited,
+                )
+                began = now
+                stop = result.stop
+                if stop or state.steps >= self._max_steps:
+                    break
+            if self._sampler.steps_left(state.seen) == 0:
+                state.epoch_done()
+            self._save()
+        return stop
+
+    def _batches_of_steps(self) -> Iterator[tuple[list[Batch], float]]:
+        """The batches of each step and how long they were waited for, in seconds."""
+        batches: list[Batch] = []
+        began = time.monotonic()
+        for batch in self._loader(self._train_dataset, self._sampler):
+            batches.append(batch)
+            if len(batches) == self.recipe.accumulate:
+                yield batches, time.monotonic() - began
+                batches = []
+                began = time.monotonic()
+
+    def _loader(self, dataset: Dataset, sampler: Sampler) -> DataLoader:
+        return DataLoader(
+            SeededSamples(dataset),
+            self.recipe.batch_size,
+            sampler=sampler,
+            num_workers=self._num_workers,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            # Its own: a loader without one moves the global generator.
+            generator=torch.Generator(),
+        )
+
+    def _account(self, result: StepResult) -> None:
+        """Books a step, and applies the policy for those that are not finite."""
+        state = self.state
+        if result.finite:
+            self._skipped_in_a_row = 0
+            lr = state.optimizer.param_groups[0]["lr"]
+            state.averages.add(result.losses, result.loss, lr, self.criterion.weight_dict)
+        else:
+            self._skipped_in_a_row += 1
+            fault = f"step {state.steps + 1}, epoch {state.epoch + 1}: {_describe(result)}"
+            if self.recipe.nonfinite == "stop" or self._skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW:
+                self._save()
+                raise NonFiniteError(
+                    f"{fault}. The weights before it are in {self.folder.last}; lower the "
+                    "learning rate, or skip such steps with nonfinite='skip'"
+                )
+            self._progress.message(f"skipped {fault}")
+        state.step_done(self._sampler.images_per_step)
+
+    def _evaluate_and_log(self, record: dict[str, Any] | None) -> None:
+        """Evaluates and logs an epoch of which `record` holds the figures of the training."""
+        if record is None:
+            return
+        record = dict(record)
+        epoch = record.pop("epoch")
+        last = epoch + 1 >= self.recipe.epochs or self.state.steps >= self._max_steps
+        line = f"epoch {epoch + 1}/{self.recipe.epochs}: "
+        line += f"loss {record.get('train_loss', math.nan):.3f}"
+        ap = -math.inf
+        if self._val_dataset is not None and (last or (epoch + 1) % self._eval_every == 0):
+            self._progress.phase("evaluating")
+            figures = self.evaluate()
+            record |= {f"test_{name}": value for name, value in figures["losses"].items()}
+            record["test_coco_eval_bbox"] = figures["coco_eval_bbox"]
+            ap = figures["AP"]
+            line += f", AP {ap:.3f}, AP50 {figures['AP50']:.3f}"
+        record["epoch"] = epoch
+        record["n_parameters"] = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self._last_record = record
+        self.state.unlogged = None
+        if not distributed.is_main_process():
+            return
+        if ap > self._best:
+            self._best = ap
+            best = {**self.state.weights(), **self._provenance, "epoch": epoch, "AP": ap}
+            write_checkpoint(best, self.folder.best)
+        self.folder.append(record)
+        self._progress.message(line)
+
+    def _save(self) -> None:
+        checkpoint = self.state.checkpoint()
+        if checkpoint is not None:
+            write_checkpoint({**checkpoint, **self._provenance}, self.folder.last)
+
+    def _open_folder(self, path: str | Path | None, resumed: str | Path | None) -> RunFolder:
+        """The run folder, which the first process opens and tells the others about."""
+        opened: Any = None
+        if distributed.is_main_process():
+            try:
+                if resumed is None:
+                    opened = (RunFolder.create(path), [])
+                else:
+                    folder = RunFolder.reopen(path, resumed, self.state.epoch)
+                    opened = (folder, folder.records())
+            except OSError as error:
+                opened = error
+        opened = distributed.all_gather(opened)[0]
+        if isinstance(opened, OSError):
+            raise opened
+        folder, records = opened
+        figures = [r["test_coco_eval_bbox"] for r in records if "test_coco_eval_bbox" in r]
+        self._best = max((ap for ap, *_ in figures), default=-math.inf)
+        if any(record["epoch"] == self.state.epoch - 1 for record in records):
+            self.state.unlogged = None
+        return folder
+
+
+def build_criterion(model: nn.Module, recipe: Recipe) -> SetCriterion:
+    """DETR's criterion for a model, with the costs and weights of a recipe."""
+    layers = len(model.transformer.decoder.layers) if getattr(model, "aux_loss", False) else 1
+    return SetCriterion(
+        model.num_classes,
+        HungarianMatcher(recipe.set_cost_class, recipe.set_cost_bbox, recipe.set_cost_giou),
+        auxiliary_weights(recipe.loss_weights(), layers),
+        recipe.eos_coef,
+        ["labels", "boxes", "cardinality"],
+    )
+
+
+def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model wrapped for several processes, itself for one."""
+    if distributed.world_size() == 1:
+        return model
+    # Running statistics differ between processes, frozen ones do not: no need to send those.
+    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=batch_norm,
+    )
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - data sets use the global generator
+
+
+def _describe(result: StepResult) -> str:
+    if not result.faults:
+        what = "the gradient" if math.isfinite(result.loss) else "the loss"
+        return f"{what} is not finite (loss {result.loss})"
+    shown = "; ".join(result.faults[:3])
+    more = f" and {len(result.faults) - 3} more" if len(result.faults) > 3 else ""
+    return f"predictions are not finite: {shown}{more}"
