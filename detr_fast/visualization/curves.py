@@ -1,0 +1,141 @@
+"""The course of a training run as curves."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_LOSSES = (
+    ("loss", "total"),
+    ("loss_ce", "class"),
+    ("loss_bbox", "box L1"),
+    ("loss_giou", "box GIoU"),
+)
+_TRAIN, _TEST = "#1f77b4", "#d62728"
+
+
+def plot_log(
+    log: str | os.PathLike | Iterable[Mapping], path: str | os.PathLike, title: str | None = None
+) -> Path:
+    """Draw losses, class error, cardinality error and AP over the epochs.
+
+    Args:
+        log: a `log.txt` with a JSON object a line, or such objects, under the field names of the
+            original DETR: `epoch`, and with `train_` or `test_` before them `loss`, `loss_ce`,
+            `loss_bbox`, `loss_giou`, `class_error`, `cardinality_error_unscaled`, and
+            `test_coco_eval_bbox`. Fields may be absent or null in any line. A last line that was
+            cut off is left out.
+        path: file to write; its suffix names the format, PNG for example.
+        title: text above the curves.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FileNotFoundError: if there is no such log.
+        ValueError: if the log has no epoch, or a line other than the last is not JSON.
+    """
+    from matplotlib.figure import Figure
+
+    records = _read(log) if isinstance(log, str | os.PathLike) else list(log)
+    if not records:
+        raise ValueError(f"nothing to draw: {log if records != log else 'the log'} has no epoch")
+    panels = [*_LOSSES, ("class_error", "class error (%)"), ("cardinality", "cardinality error")]
+    # The object interface: no global state, no display, usable from a thread of the trainer.
+    figure = Figure(figsize=(13, 6.2), dpi=100)
+    figure.subplots_adjust(0.04, 0.08, 0.99, 0.89, wspace=0.2, hspace=0.36)
+    axes = figure.subplots(2, 4).flatten()
+    for axis, (name, label) in zip(axes, panels, strict=False):
+        field = "cardinality_error_unscaled" if name == "cardinality" else name
+        drawn = [
+            _line(axis, records, f"train_{field}", "train", _TRAIN),
+            _line(axis, records, f"test_{field}", "validation", _TEST),
+        ]
+        _finish(axis, f"{label} loss" if name.startswith("loss") else label, drawn)
+    _average_precision(axes[6], records)
+    _learning_rate(axes[7], records)
+    figure.suptitle(title or _summary(records), fontsize=11, y=0.98)
+    path = Path(path)
+    figure.savefig(path)
+    return path
+
+
+def _read(path: str | os.PathLike) -> list[dict]:
+    lines = Path(path).read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+    return records
+
+
+def _line(axis, records, field: str, label: str, colour: str, index: int | None = None) -> bool:
+    """Draw one field over the epochs that have it; False if none has."""
+    points = []
+    for position, record in enumerate(records):
+        value = record.get(field)
+        if index is not None and value is not None:
+            # The figures of COCO are -1 where there is nothing to measure.
+            value = value[index] if value[index] is not None and value[index] >= 0 else None
+        if value is not None and math.isfinite(value):
+            points.append((record.get("epoch", position), value))
+    if points:
+        # A single epoch makes no line, so it gets a dot.
+        marker = "o" if len(points) < 3 else None
+        axis.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, lw=1.6)
+    return bool(points)
+
+
+def _finish(axis, title: str, drawn: list[bool]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("epoch", fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=6))
+    if len({x for line in axis.lines for x in line.get_xdata()}) == 1:
+        axis.set_xticks(axis.lines[0].get_xdata()[:1])
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    if any(drawn):
+        axis.legend(fontsize=8, frameon=False)
+    else:
+        axis.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axis.transAxes)
+
+
+def _average_precision(axis, records) -> None:
+    field = "test_coco_eval_bbox"
+    drawn = [
+        _line(axis, records, field, "AP", "#1b7837", index=0),
+        _line(axis, records, field, "AP50", "#7fbf7b", index=1),
+        _line(axis, records, field, "AP75", "#762a83", index=2),
+    ]
+    if any(drawn):
+        axis.set_ylim(0, 1)
+    _finish(axis, "average precision (validation)", drawn)
+
+
+def _learning_rate(axis, records) -> None:
+    drawn = [_line(axis, records, "train_lr", "learning rate", "#7f7f7f")]
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    _finish(axis, "learning rate", drawn)
+
+
+def _summary(records) -> str:
+    best = [
+        (values[0], record.get("epoch", position))
+        for position, record in enumerate(records)
+        if (values := record.get("test_coco_eval_bbox"))
+        and values[0] is not None
+        and values[0] >= 0
+    ]
+    epochs = "1 epoch" if len(records) == 1 else f"{len(records)} epochs"
+    if not best:
+        return epochs
+    ap, epoch = max(best, key=lambda pair: pair[0])  # the first one, if several are equal
+    return f"{epochs}; best AP {ap:.3f} in epoch {epoch}"
