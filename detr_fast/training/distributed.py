@@ -16,9 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# After a failed collective the other processes fail within moments of each other.
-_ROLL_CALL_SECONDS = 10.0
-
 
 def init_from_env(backend: str | None = None, timeout_seconds: float = 1800.0) -> torch.device:
     """Joins the process group that torchrun describes in the environment, if there is one.
@@ -176,7 +173,7 @@ def barrier(what: str, timeout_seconds: float = 1800.0) -> None:
 
 
 @contextlib.contextmanager
-def naming_lost_ranks(what: str) -> Iterator[None]:
+def naming_lost_ranks(what: str, roll_call_seconds: float = 10.0) -> Iterator[None]:
     """Adds to a failed collective which processes no longer answer, where that can be found out.
 
     A backend reports a lost peer as a closed connection or a time-out. After such an error every
@@ -184,6 +181,8 @@ def naming_lost_ranks(what: str) -> Iterator[None]:
 
     Args:
         what: the place in the run, for the message ("step 120").
+        roll_call_seconds: how long the others have to answer. After a failed collective the
+            processes fail within moments of each other.
 
     Raises:
         RuntimeError: from the original error, if ranks are missing; other errors pass unchanged.
@@ -193,11 +192,11 @@ def naming_lost_ranks(what: str) -> Iterator[None]:
     except RuntimeError as error:
         if world_size() == 1 or not _is_communication_error(error):
             raise
-        missing = _roll_call(f"roll_call/{what}", _ROLL_CALL_SECONDS)
+        missing = _roll_call(f"roll_call/{what}", roll_call_seconds)
         if not missing:
             raise
         raise RuntimeError(
-            f"{_ranks(missing)} was lost during {what}: no answer within {_ROLL_CALL_SECONDS:g} s "
+            f"{_ranks(missing)} was lost during {what}: no answer within {roll_call_seconds:g} s "
             f"of the failure that {_ranks([rank()])} saw ({str(error).splitlines()[0]})"
         ) from error
 
