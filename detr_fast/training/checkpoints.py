@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .recipe import in_backbone
+from .optimization import in_backbone
 
 
 class CheckpointWriteError(OSError):

@@ -1,7 +1,7 @@
 """Recipes: every number that decides what training does, and the presets that are known to work.
 
 A recipe says nothing about where data lies or on what machine it runs, so that it can be stored in
-a run folder and a checkpoint, and read back.
+a run folder and a checkpoint, and read back. This module does not need torch.
 """
 
 import dataclasses
@@ -9,10 +9,6 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
-from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 SCHEDULES = ("step", "one_cycle")
 AMP_MODES = ("no", "bf16", "fp16")
@@ -26,6 +22,9 @@ class Recipe:
     Attributes:
         model: Name of the zoo.
         model_options: Options of `build_model` beyond `dropout` and `aux_loss`.
+        pretrained: Whether to start from the published weights of the model.
+        pretrained_backbone: Whether to start from a backbone trained on ImageNet, where not from
+            published weights.
         dropout: Dropout of the transformer.
         aux_loss: Whether every decoder layer is supervised, not only the last.
         lr: Learning rate of everything but the backbone.
@@ -62,6 +61,8 @@ class Recipe:
 
     model: str = "detr_resnet50"
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    pretrained_backbone: bool = True
     dropout: float = 0.1
     aux_loss: bool = True
     lr: float = 1e-4
@@ -124,15 +125,14 @@ class Recipe:
         """Plain types only: safe in YAML and in weights-only checkpoints."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> "Recipe":
-        """Inverse of `to_dict`.
+    def with_known_fields(self, state: Mapping[str, Any]) -> "Recipe":
+        """A recipe with the fields that `state` has, whatever else it has.
 
-        Raises:
-            ValueError: A name that is no field, or a value out of its range.
+        It reads the options that checkpoints carry, those of the original DETR included, which has
+        the same names.
         """
-        _check_names(state)
-        return cls(**state)
+        known = {f.name for f in dataclasses.fields(self)}
+        return self.replace(**{name: value for name, value in state.items() if name in known})
 
     def loss_weights(self) -> dict[str, float]:
         """Weights of the losses of one decoder layer, by the name of the loss."""
@@ -147,9 +147,12 @@ PRESETS: dict[str, Recipe] = {
     # The paper's two schedules: 42.0 AP for ResNet-50 after 500 epochs.
     "paper_300": Recipe(epochs=300, lr_drop=200),
     "paper_500": Recipe(epochs=500, lr_drop=400),
+    # From published weights to a data set of one's own.
+    "finetune": Recipe(pretrained=True, epochs=50, lr_drop=40),
     # A small model from scratch on generated shapes, on a CPU.
     "shapes": Recipe(
         model="detr_tiny",
+        pretrained_backbone=False,
         dropout=0.0,
         lr=1e-3,
         lr_backbone=1e-3,
@@ -174,70 +177,6 @@ def preset(name: str) -> Recipe:
     if name not in PRESETS:
         raise ValueError(f"there is no preset '{name}'; the presets are {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The trainable parameters as AdamW takes them: the rest first, then the backbone.
-
-    Every parameter decays, those of normalisations and biases included, as in DETR. Each group
-    holds the `names` of its `params`, so that a stored optimizer state can be told apart by name.
-
-    Raises:
-        ValueError: No parameter is trainable.
-    """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not named:
-        raise ValueError("the model has no trainable parameter: every one has requires_grad=False")
-    groups = []
-    for is_backbone, lr in ((False, recipe.lr), (True, recipe.lr_backbone)):
-        members = [(name, p) for name, p in named if in_backbone(name) == is_backbone]
-        if members:
-            names, params = zip(*members, strict=True)
-            groups.append({"params": list(params), "names": list(names), "lr": lr})
-    return groups
-
-
-def in_backbone(name: str) -> bool:
-    """Whether a parameter belongs to the backbone, by its name."""
-    return "backbone" in name
-
-
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, in one fused pass where the device has one.
-
-    The fused form also takes the gradient scaler's verdict as a tensor, which saves the
-    synchronisation that fp16 otherwise costs.
-    """
-    groups = parameter_groups(model, recipe)
-    device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW(
-        groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=device in ("cpu", "cuda")
-    )
-
-
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
-) -> LRScheduler:
-    """The schedule of the learning rates.
-
-    Returns:
-        A scheduler to be stepped after every epoch for "step", after every optimizer step for
-        "one_cycle"; `steps_each_epoch` says which.
-    """
-    if recipe.schedule == "step":
-        return StepLR(optimizer, recipe.lr_drop)
-    return OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=recipe.epochs * steps_per_epoch,
-        pct_start=recipe.warmup,
-        cycle_momentum=False,
-    )
-
-
-def steps_each_epoch(recipe: Recipe) -> bool:
-    """Whether the schedule moves after every epoch; otherwise it moves after every step."""
-    return recipe.schedule == "step"
 
 
 def _check_names(state: Mapping[str, Any]) -> None:

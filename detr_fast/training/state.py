@@ -9,7 +9,8 @@ from torch import nn
 from ..models.checkpoint import Checkpoint, load_weights
 from . import checkpoints, distributed
 from .averages import EpochAverages
-from .recipe import Recipe, build_optimizer, build_scheduler, steps_each_epoch
+from .optimization import build_optimizer, build_scheduler, steps_each_epoch
+from .recipe import Recipe
 
 
 class TrainingState:

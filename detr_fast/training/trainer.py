@@ -81,13 +81,15 @@ class Trainer:
         eval_every: Epochs between two evaluations; the last epoch is evaluated always.
         max_steps: Ends the training after this many steps in all; None for no limit.
         args: Settings to store beside the recipe's in args.yaml and checkpoints; plain types.
-        preprocess: How images are prepared for this model, to store in its checkpoints.
+
+    Attributes:
+        state: What the training changes.
+        criterion: What it minimises.
+        folder: The run folder, from the beginning of `fit` on.
 
     Raises:
-        ValueError: The data cannot be trained on, the recipe does not fit the device, or the
-            checkpoint does not fit the model and the recipe.
-        NothingToDoError: All epochs are done.
-        FileExistsError: `output_dir` holds something else.
+        ValueError: The training set does not fill one step, the recipe does not fit the device, or
+            the checkpoint does not fit the model and the recipe.
     """
 
     def __init__(
@@ -107,7 +109,6 @@ class Trainer:
         eval_every: int = 1,
         max_steps: int | None = None,
         args: Mapping[str, Any] | None = None,
-        preprocess: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe = recipe
         self.device = torch.device(device)
@@ -119,7 +120,7 @@ class Trainer:
         self._max_steps = math.inf if max_steps is None else max_steps
         self._provenance = {
             "args": {**recipe.to_dict(), "seed": seed, **(args or {})},
-            "preprocess": dict(preprocess or {}),
+            "preprocess": {"short_side": recipe.short_side, "max_size": recipe.max_size},
         }
         self._skipped_in_a_row = 0
         self._best = -math.inf
@@ -147,12 +148,8 @@ class Trainer:
             self.state.restore(resume)
         elif start_epoch:
             self.state.start_at(start_epoch)
-        if self.state.epoch >= recipe.epochs:
-            raise NothingToDoError(
-                f"nothing to do: checkpoint at epoch {self.state.epoch} of {recipe.epochs}; "
-                "ask for more epochs"
-            )
-        self.folder = self._open_folder(output_dir, resume_path)
+        self._output_dir = output_dir
+        self._resume_path = resume_path
 
     def fit(self) -> TrainingResult:
         """Trains until the last epoch, `max_steps`, or a signal.
@@ -164,6 +161,8 @@ class Trainer:
             Where the results are, and the last of them.
 
         Raises:
+            NothingToDoError: All epochs are done.
+            FileExistsError: `output_dir` holds something else.
             NonFiniteError: Something was not finite and the recipe says to stop, or too many steps
                 in a row were skipped. `weights/last.pth` holds the state before that step.
             CheckpointWriteError: A checkpoint could not be written.
@@ -171,11 +170,18 @@ class Trainer:
         """
         state = self.state
         main = distributed.is_main_process()
+        if state.epoch >= self.recipe.epochs:
+            raise NothingToDoError(
+                f"nothing to do: checkpoint at epoch {state.epoch} of {self.recipe.epochs}; "
+                "ask for more epochs"
+            )
+        self.folder = self._open_folder()
         if main:
             self.folder.write_args(self._provenance["args"])
         self._progress = Progress(
             self.recipe.epochs, self._sampler.steps_per_epoch, state.steps, enabled=main
         )
+        self._progress.message(f"results go to {self.folder.path}")
         with Interruption() as interruption:
             try:
                 self._evaluate_and_log(state.unlogged)
@@ -327,16 +333,16 @@ class Trainer:
         if checkpoint is not None:
             write_checkpoint({**checkpoint, **self._provenance}, self.folder.last)
 
-    def _open_folder(self, path: str | Path | None, resumed: str | Path | None) -> RunFolder:
+    def _open_folder(self) -> RunFolder:
         """The run folder, which the first process opens and tells the others about."""
         opened: Any = None
         if distributed.is_main_process():
             try:
-                if resumed is None:
-                    opened = (RunFolder.create(path), [])
+                if self._resume_path is None:
+                    folder = RunFolder.create(self._output_dir)
                 else:
-                    folder = RunFolder.reopen(path, resumed, self.state.epoch)
-                    opened = (folder, folder.records())
+                    folder = RunFolder.reopen(self._output_dir, self._resume_path, self.state.epoch)
+                opened = (folder, folder.records())
             except OSError as error:
                 opened = error
         opened = distributed.all_gather(opened)[0]
