@@ -15,6 +15,7 @@ from torch import nn
 from detr_fast.data.label_map import COCO_LABEL_MAP, LabelMap
 from detr_fast.evaluation.coco import STAT_NAMES, CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
+from detr_fast.evaluation.report import render, to_json
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 40, "name": "emu"}]
 ONE = pytest.approx(1, abs=COCO_AP)
@@ -310,8 +311,16 @@ class Counting(nn.Module):
         super().__init__()
         self.batches = 0
 
-    def forward(self, outputs, targets):
+    def normalizer(self, targets, num_queries, over_processes):
+        assert not over_processes
+        return len(targets)
+
+    def total(self, losses):
+        return sum(weight * losses[name] for name, weight in self.weight_dict.items())
+
+    def forward(self, outputs, targets, normalizer):
         assert outputs["pred_logits"].dtype == torch.float32
+        assert normalizer == 1
         self.batches += 1
         value = torch.tensor(float(self.batches))
         error = torch.tensor(40.0 if self.batches % 2 == 0 else math.nan)
@@ -408,6 +417,37 @@ def test_dc5_note_is_printed_once(dilation, batch_size, noted, capsys):
         evaluate(Copying({"dilation": dilation}), loader, CocoEvaluator(truth, LABELS))
     said = capsys.readouterr().err
     assert said.count("AP depends on the batch size") == int(noted)
+
+
+# Report
+
+
+def test_report_shows_every_figure_and_says_what_is_not_available():
+    truth, batches = copying_case()
+    text = render(evaluate(Copying(), batches, CocoEvaluator(truth, LABELS), Counting()))
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == "AP 1.000 AP50 1.000 AP75 1.000 APs n/a APm 1.000 APl n/a".split()  # noqa: SIM905
+    assert ["cat", "7", "4", "1.000", "1.000", "1.000"] in lines
+    assert ["emu", "40", "0", "n/a", "n/a", "n/a"] in lines
+    assert ["loss_bbox", "1.2500", "0.2500"] in lines
+    assert ["cardinality_error", "5.0000"] in lines
+    assert text.index("loss_bbox_0") > text.index("cardinality_error")
+
+
+def test_report_without_losses_and_with_nonfinite_detections():
+    bad = detections([[10, math.nan, 50, 50]])
+    text = render(summarize(ground_truth([(10, 10, 40, 40)]), {1: bad}))
+    assert "averages" not in text
+    assert "1 detections were NaN or infinite" in text
+
+
+def test_json_has_null_for_what_is_not_available():
+    truth, batches = copying_case(1)
+    figures = evaluate(Copying(), batches, CocoEvaluator(truth, LABELS), Counting())
+    content = json.loads(to_json(figures), parse_constant=pytest.fail)
+    assert content["APs"] is None
+    assert content["losses"]["class_error"] is None
+    assert content["AP"] == ONE
 
 
 # Processes

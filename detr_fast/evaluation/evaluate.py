@@ -35,15 +35,16 @@ def evaluate(
 ) -> dict:
     """Detect on every image of a loader and compare with the ground truth.
 
-    In a distributed run every process calls this with its own part of the data and with the same
-    number of batches; all of them return the same figures. The model is put in evaluation mode and
-    back into the mode it was in.
+    In a distributed run every process calls this with its own part of the data, of any size; all
+    of them return the same figures. Nothing is exchanged before the end. The model is put in
+    evaluation mode and back into the mode it was in.
 
     Args:
         model: takes a batch, gives `pred_logits`, `pred_boxes` and, if any, `aux_outputs`.
         loader: iterable of (batch with `.to(device)`, list of targets as the data sets give them).
         evaluator: takes the detections; its figures are the ones returned.
-        criterion: if given, with its `weight_dict`, the loss statistics are computed too.
+        criterion: if given, the loss statistics are computed too: a `SetCriterion`, or a module
+            with its `forward`, `normalizer` and `total`.
         device: where the model is and the batches go.
         amp: `torch.bfloat16` or `torch.float16` to run the model under autocast; losses and boxes
             are computed in float32 in any case.
@@ -54,14 +55,16 @@ def evaluate(
         processes, under the names of the original's logs. `loss` is the weighted sum; each term is
         there multiplied by its weight (`loss_ce`, `loss_bbox_0`, ...) and, with `_unscaled` after
         its name, as it is, like `cardinality_error_unscaled` and `class_error_unscaled`;
-        `class_error` is in percent. Empty without a criterion. `class_error` is NaN if there was no
-        object in any image.
+        `class_error` is in percent, NaN if there was no object in any image. A batch counts by
+        itself: its losses are not normalised together with those of other processes. Empty without
+        a criterion.
 
     Raises:
         ValueError: if the loader gave no batch.
     """
     batch_size = getattr(loader, "batch_size", None) or 1
-    if batch_size > 1 and getattr(model, "config", {}).get("dilation") and _rank() == 0:
+    config = getattr(getattr(model, "module", model), "config", None) or {}  # also of a DDP model
+    if batch_size > 1 and config.get("dilation") and _rank() == 0:
         _print_once(DC5_NOTE.format(batch_size=batch_size))
     roots = [root for root in (model, criterion) if root is not None]
     modes = [(module, module.training) for root in roots for module in root.modules()]
@@ -88,10 +91,14 @@ def evaluate(
 
 
 def _loss_statistics(criterion, outputs: dict, targets: list[dict]) -> dict[str, Tensor]:
-    losses = criterion(outputs, targets)
+    num_queries = outputs["pred_logits"].shape[1]
+    # Of this process alone: processes may have different numbers of batches, and would wait for
+    # each other for ever.
+    normalizer = criterion.normalizer(targets, num_queries, over_processes=False)
+    losses = criterion(outputs, targets, normalizer)
     weights = criterion.weight_dict
     scaled = {name: loss * weights[name] for name, loss in losses.items() if name in weights}
-    statistics = {"loss": torch.stack(list(scaled.values())).sum(), **scaled}
+    statistics = {"loss": criterion.total(losses), **scaled}
     if "class_error" in losses:
         statistics["class_error"] = losses["class_error"]
     statistics.update({f"{name}_unscaled": loss for name, loss in losses.items()})

@@ -25,6 +25,7 @@ class Detector:
         model: a name of the zoo ("detr_resnet50", ...), whose weights are downloaded once; the
             path or URL of a checkpoint; or a model, which is put in evaluation mode.
         device: where to run; the GPU if there is one, otherwise the CPU.
+        name: the zoo's name of the model, for a file of weights that does not say it.
         preprocess: to what size images are brought. By default what the checkpoint says, and if it
             does not, a short side of 800 and a long side of at most 1333 pixels (Carion et al.,
             ECCV 2020, section 4).
@@ -48,12 +49,13 @@ class Detector:
         model: str | os.PathLike | nn.Module = "detr_resnet50",
         device: torch.device | str | None = None,
         *,
+        name: str | None = None,
         preprocess: Preprocess | None = None,
     ):
         if isinstance(model, nn.Module):
             loaded = Loaded(model, label_map_of(model), Preprocess())
         else:
-            loaded = load_for_detection(model)
+            loaded = load_for_detection(model, name)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)

@@ -1,13 +1,15 @@
 """From a name or a checkpoint to a model that is ready to detect."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.label_map import COCO_LABEL_MAP, LabelMap
 from ..data.transforms import MAX_SIZE
+from ..models.catalogue import ZOO, ZooEntry, zoo_entry
 from ..models.checkpoint import load_checkpoint, load_weights
 from ..models.zoo import build_model
 
@@ -33,41 +35,75 @@ class Loaded:
         model: in evaluation mode, on the CPU.
         label_map: from the model's classes to category ids and names.
         preprocess: the sizes that the model is evaluated with.
+        training_args: the options it was trained with, as far as the checkpoint holds them.
     """
 
     model: nn.Module
     label_map: LabelMap
     preprocess: Preprocess
+    training_args: dict = field(default_factory=dict)
 
 
-def load_for_detection(source: str | os.PathLike) -> Loaded:
+def load_for_detection(source: str | os.PathLike, name: str | None = None) -> Loaded:
     """Load a model with its weights, class names and image size.
 
     Args:
         source: a name of the zoo, whose weights are downloaded once, or the path or URL of a
             checkpoint of this package or of the original DETR.
+        name: the zoo's name of the model, for weights that do not say which model they are of; the
+            numbers of classes and queries come from the weights.
 
     Returns:
         The model and what belongs to it; see `label_map_of` for a checkpoint without class names.
 
     Raises:
         FileNotFoundError: if there is neither such a name nor such a file.
-        ValueError: if the file is no checkpoint, does not fit its model, or does not say which
-            model it is for.
+        ValueError: if the file is no checkpoint, does not fit its model, says that it is of another
+            model than `name`, or does not say which model it is of.
     """
-    source = source if isinstance(source, str) else Path(source)
-    checkpoint = load_checkpoint(source)
-    if checkpoint.config is None:
-        raise ValueError(
-            f"{source} holds weights but does not say of which model. Build the model yourself "
-            "(build_model, then models.checkpoint.load_weights) and give it to Detector"
-        )
-    model = build_model(**checkpoint.config)
+    checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source))
+    config = checkpoint.config
+    if config is None:
+        if name is None:
+            raise ValueError(
+                f"{source} holds weights but does not say of which model: name one of the zoo "
+                f"({', '.join(ZOO)}), or build the model and give it to Detector"
+            )
+        config = {"name": name, **_sizes(checkpoint.model)}
+    elif name is not None:
+        _refuse_contradictions(source, zoo_entry(name), config)
+    model = build_model(**config)
     load_weights(model, checkpoint.model, strict=True)
     if checkpoint.label_map is not None:
         model.label_map = LabelMap.from_dict(checkpoint.label_map)
-    preprocess = Preprocess(**(checkpoint.extra.get("preprocess") or {}))
-    return Loaded(model.eval(), label_map_of(model), preprocess)
+    return Loaded(
+        model.eval(),
+        label_map_of(model),
+        Preprocess(**(checkpoint.extra.get("preprocess") or {})),
+        dict(checkpoint.extra.get("args") or {}),
+    )
+
+
+def _refuse_contradictions(source, entry: ZooEntry, config: Mapping) -> None:
+    """Other sizes are no contradiction: they follow the data set."""
+    for option, value in entry.options.items():
+        if option not in ("num_classes", "num_queries") and config.get(option, value) != value:
+            raise ValueError(
+                f"{source} holds weights of a model with {option}={config[option]!r}; "
+                f"{entry.name} has {value!r}"
+            )
+
+
+def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The options of a model that follow the data set, from the shapes of its weights."""
+    sizes = {}
+    for head in ("class_embed.weight", "linear_class.weight"):
+        if head in state:
+            sizes["num_classes"] = len(state[head]) - 1  # without no-object
+    for queries in ("query_embed.weight", "query_pos"):
+        if queries in state:
+            sizes["num_queries"] = len(state[queries])
+    return sizes
 
 
 def label_map_of(model: nn.Module) -> LabelMap:

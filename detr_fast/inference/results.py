@@ -167,7 +167,7 @@ class Detections:
             )
         picture = self.plot()
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        picture.save(path, quality=92)  # letters suffer from the usual quality of JPEG
         return path
 
     def to_coco(self, image_id: int) -> list[dict]:
