@@ -30,7 +30,7 @@ def render(figures: Mapping) -> str:
             "",
             f"{figures['nonfinite_detections']} detections were NaN or infinite and were left out",
         ]
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def to_json(figures: Mapping) -> str:

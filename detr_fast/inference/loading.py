@@ -43,6 +43,11 @@ class Loaded:
     preprocess: Preprocess
     training_args: dict = field(default_factory=dict)
 
+    @property
+    def has_class_names(self) -> bool:
+        """Whether the names of the classes are known, and not made up from their numbers."""
+        return self.model.label_map is not None or self.label_map is COCO_LABEL_MAP
+
 
 def load_for_detection(source: str | os.PathLike, name: str | None = None) -> Loaded:
     """Load a model with its weights, class names and image size.

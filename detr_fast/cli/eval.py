@@ -1,0 +1,143 @@
+"""`detr-fast eval`: AP, AR and losses of a model on a data set."""
+
+import argparse
+import sys
+from pathlib import Path
+
+_AUTOCAST = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="evaluate a model",
+        description="Prints COCO AP and AR, AP of every class and the averaged losses. Without a "
+        "data set it takes generated shapes and the model shipped with the package. Started by "
+        "torchrun, the processes share the images.",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--coco_path", help="folder of a data set in COCO's layout")
+    data.add_argument("--split", default="val", help="part of the data set")
+    data.add_argument("--max_images", type=int, metavar="N", help="only the first N images")
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--resume", "--weights", dest="weights", help="path, URL or zoo name of the weights"
+    )
+    model.add_argument(
+        "--model",
+        help="name of the zoo: its own weights, or with --resume the model that they are of",
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--batch_size",
+        type=int,
+        default=1,
+        help="images of one batch of one process; at 1 no padding changes the result",
+    )
+    run.add_argument("--num_workers", type=int, default=0, help="loader processes")
+    run.add_argument("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one")
+    run.add_argument("--amp", choices=list(_AUTOCAST), default="no", help="autocast of the model")
+    run.add_argument("--output", metavar="FILE", help="write the figures to this JSON file too")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..evaluation.coco import CocoEvaluator
+    from ..evaluation.evaluate import evaluate
+    from ..evaluation.report import render, to_json
+    from ..inference.loading import load_for_detection
+    from ..training import distributed
+    from ..training.assembly import open_device
+    from ..training.recipe import Recipe
+    from ..training.trainer import build_criterion
+
+    for name in ("batch_size", "max_images"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; expected at least 1")
+    shipped = "detr_tiny" if args.coco_path is None else "detr_resnet50"
+    source = args.weights or args.model or shipped
+    device = open_device(args.device)
+    try:
+        loaded = load_for_detection(source, args.model)
+        dataset = _dataset(args, loaded)
+        ground_truth = dataset.ground_truth()
+        recipe = Recipe().with_known_fields(loaded.training_args)
+        autocast = _AUTOCAST[args.amp]
+        figures = evaluate(
+            loaded.model.to(device),
+            _loader(args, dataset),
+            CocoEvaluator(ground_truth, dataset.label_map),
+            build_criterion(loaded.model, recipe).to(device),
+            device,
+            amp=autocast and getattr(torch, autocast),
+            progress=distributed.is_main_process() and sys.stderr.isatty(),
+        )
+        if distributed.is_main_process():
+            _warn_of_other_names(ground_truth["categories"], dataset.label_map)
+            data = f"{args.coco_path or 'generated shapes'} ({args.split})"
+            print(f"{source} on {figures['images']} images of {data}\n\n{render(figures)}")
+            if args.output is not None:
+                Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+                Path(args.output).write_text(to_json(figures) + "\n")
+                print(f"\nwritten to {args.output}")
+    finally:
+        distributed.shutdown()
+    return 0
+
+
+def _dataset(args: argparse.Namespace, loaded):
+    """The data in the model's own classes and at the size of its images."""
+    from ..data.build import build_dataset
+    from ..data.transforms import val_transform
+
+    # A model without names of classes goes by the order of those of the data.
+    known = loaded.label_map if loaded.has_class_names else None
+    preprocess = loaded.preprocess
+    dataset = build_dataset(
+        None,
+        args.split,
+        coco_path=args.coco_path,
+        transform=val_transform(preprocess.short_side, preprocess.max_size),
+        label_map=known,
+        length=args.max_images if args.coco_path is None else None,
+    )
+    if len(dataset.label_map) != loaded.model.num_classes:
+        raise ValueError(
+            f"the model has {loaded.model.num_classes} classes and the data set "
+            f"{len(dataset.label_map)}: evaluate on the data that the model was trained for"
+        )
+    return dataset
+
+
+def _loader(args: argparse.Namespace, dataset):
+    from torch.utils.data import Subset
+
+    from ..data.build import build_loader
+    from ..training import distributed
+
+    if args.max_images is not None and args.max_images < len(dataset):
+        dataset = Subset(dataset, range(args.max_images))
+    return build_loader(
+        dataset,
+        args.batch_size,
+        num_workers=args.num_workers,
+        distributed=distributed.is_distributed(),
+    )
+
+
+def _warn_of_other_names(categories: list[dict], label_map) -> None:
+    """Says so where an id means something else to the model than in the data."""
+    names = {category["id"]: category["name"] for category in label_map.categories}
+    other = [
+        f"{category['id']} is '{category['name']}' in the data and '{names[category['id']]}' in "
+        "the model"
+        for category in categories
+        if {"name", "id"} <= category.keys()
+        and names.get(category["id"], category["name"]) != category["name"]
+    ]
+    if other:
+        more = f"; {len(other) - 3} more" if len(other) > 3 else ""
+        print(f"note: category {'; '.join(other[:3])}{more}", file=sys.stderr)
