@@ -42,14 +42,15 @@ class TrainingState:
         self.averages = EpochAverages()
         self.unlogged: dict[str, Any] | None = None
         self._steps_per_epoch = steps_per_epoch
+        # Without gradients this changes nothing. A schedule warns if no step came before its own,
+        # as none does where training starts late or with a step that is skipped.
+        self.optimizer.step()
 
     def start_at(self, epoch: int) -> None:
         """Begins with a later epoch, its schedule advanced as if the earlier ones had been."""
         each_epoch = steps_each_epoch(self.recipe)
         self.epoch = epoch
         self.steps = epoch * self._steps_per_epoch
-        # Without gradients this changes nothing; schedulers warn if no step came before theirs.
-        self.optimizer.step()
         for _ in range(epoch if each_epoch else self.steps):
             self.scheduler.step()
 
