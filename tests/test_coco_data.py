@@ -122,12 +122,13 @@ def test_crowds_and_degenerate_boxes_are_left_out_and_boxes_clipped(make):
             annotation(5, [float("nan"), 5, 10, 10]),
             annotation(6, [1, 2, 3]),
             annotation(7, [-5, 20, 20, 20], category=7),
+            annotation(8, [32, 2, 20, 5]),
         ]
     )
     _, target = dataset[0]
-    assert target["boxes"].tolist() == [[0, 20, 15, 30]]
-    assert target["labels"].tolist() == [1]
-    assert target["area"].tolist() == [400]
+    assert target["boxes"].tolist() == [[0, 20, 15, 30], [32, 2, 40, 7]]
+    assert target["labels"].tolist() == [1, 0]
+    assert target["area"].tolist() == [400, 100]
 
 
 def test_annotation_without_area_and_json_without_info(make):
