@@ -82,7 +82,7 @@ class HungarianMatcher(nn.Module):
         matched = self.match_layers(logits[None], boxes[None], packed)[0]
         if self.index_device is not None:
             matched = matched.to(self.index_device)
-        return _index_lists(matched, packed.to(matched.device), logits.shape[1])
+        return index_lists(matched, packed.offsets, logits.shape[1])
 
     @torch.no_grad()
     def match_layers(self, logits: Tensor, boxes: Tensor, packed: PackedTargets) -> Tensor:
@@ -130,17 +130,27 @@ class HungarianMatcher(nn.Module):
         )
 
 
-def _index_lists(
-    matched: Tensor, packed: PackedTargets, num_queries: int
-) -> list[tuple[Tensor, Tensor]]:
+def index_lists(matched: Tensor, offsets: Tensor, num_queries: int) -> list[tuple[Tensor, Tensor]]:
+    """The matches of one layer in the form of SciPy: for each image its queries and targets.
+
+    Args:
+        matched: (T,) int64, the query of every target within its image, or -1.
+        offsets: (B+1,) int64 on the CPU; image b has the targets `offsets[b]:offsets[b + 1]`.
+        num_queries: number of queries of an image.
+
+    Returns:
+        For each image a pair (i, j) as from `HungarianMatcher.forward`, on the device of `matched`.
+    """
+    sizes = offsets.diff()
+    image = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(matched.device)
     # One sort for all images: the key orders by image first, then by query; targets left over go
     # behind the queries of their image, where the host-known lengths cut them off.
     rank = torch.where(matched < 0, num_queries, matched)
-    order = (packed.image_index * (num_queries + 1) + rank).argsort(stable=True)
+    order = (image * (num_queries + 1) + rank).argsort()
     queries = matched[order]
     lists = []
     start = 0
-    for size in packed.sizes:
+    for size in sizes.tolist():
         stop = start + min(size, num_queries)
         lists.append((queries[start:stop], order[start:stop] - start))
         start += size
