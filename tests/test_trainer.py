@@ -15,6 +15,7 @@ from run_toy_training import images_of_second_process, joined_run
 from tolerances import JOINED_GRADIENTS
 from toy_training import ToyDataset, toy_model, toy_recipe
 
+from detr_fast.data.checks import DataError
 from detr_fast.models.checkpoint import load_checkpoint
 from detr_fast.training.run_folder import RunFolder
 from detr_fast.training.sampling import StepSampler
@@ -55,11 +56,22 @@ def two_processes(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
     command += [str(SCRIPT), str(folder), "distributed"]
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    launcher = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+    try:
+        output, _ = launcher.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        # Not killed, or it would leave its processes behind.
+        launcher.terminate()
+        output, _ = launcher.communicate()
+        pytest.fail(f"two processes did not end within 600 s:\n{output}")
+    assert launcher.returncode == 0, output
+    return folder, output
 
 
 def gradients_and_weights(path):
@@ -161,7 +173,9 @@ def test_loss_goes_down(tmp_path):
 def test_images_without_any_object(tmp_path):
     """Works, with gradients for every parameter; the class error is not a number."""
     data = ToyDataset(2, empty=(0, 1))
-    trainer = Trainer(toy_model(), toy_recipe(epochs=1), data, output_dir=tmp_path / "run")
+    trainer = Trainer(
+        toy_model(), toy_recipe(epochs=1), data, output_dir=tmp_path / "run", check_data=False
+    )
     trainer.fit()
     (record,) = trainer.folder.records()
     assert record["train_class_error"] is None
@@ -272,6 +286,19 @@ def test_max_steps_ends_with_an_evaluation(tmp_path):
 def test_training_set_smaller_than_a_batch(tmp_path):
     with pytest.raises(ValueError, match="the training set has 3 images but a step takes 4"):
         Trainer(toy_model(), toy_recipe(accumulate=2), ToyDataset(3), output_dir=tmp_path / "run")
+
+
+def test_data_without_annotations(tmp_path):
+    data = ToyDataset(4, empty=range(4))
+    trainer = Trainer(toy_model(), toy_recipe(), data, output_dir=tmp_path / "run")
+    with pytest.raises(DataError, match="no annotations"):
+        trainer.fit()
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_of_model_and_data_differ():
+    with pytest.raises(ValueError, match="the model has 5 classes, the training set 2"):
+        Trainer(toy_model(num_classes=5), toy_recipe(), ToyDataset(4))
 
 
 def test_nothing_to_do(tmp_path):

@@ -96,8 +96,8 @@ def toy_model(seed=0, **options):
     torch.manual_seed(seed)
     model = build_model(
         "detr_tiny",
-        num_classes=len(LABELS),
         **{
+            "num_classes": len(LABELS),
             "hidden_dim": 16,
             "nheads": 2,
             "enc_layers": 1,

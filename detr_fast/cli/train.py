@@ -82,7 +82,9 @@ def add_parser(subparsers) -> None:
     run.add_argument("--num_workers", type=int, help="loader processes (2 with a GPU, else 0)")
     run.add_argument("--eval_every", type=int, help="epochs between two evaluations (1)")
     run.add_argument("--max_steps", type=int, help="stop after so many optimizer steps")
-    run.add_argument("--skip_check", action="store_true", help="do not check the data beforehand")
+    run.add_argument(
+        "--no_check", dest="check_data", action="store_false", help="do not check the data first"
+    )
 
     recipe = parser.add_argument_group("recipe")
     for name, (kind, text) in _RECIPE_OPTIONS.items():
@@ -113,6 +115,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..evaluation.report import render
     from ..training import distributed
     from ..training.assembly import build_trainer, open_device
 
@@ -121,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         say = print if distributed.is_main_process() else _say_nothing
         trainer = build_trainer(_request(vars(args)), device, say)
         if getattr(args, "eval", False):
-            say(_figures(trainer.evaluate()))
+            say(render(trainer.evaluate()))
             return 0
         result = trainer.fit()
         if getattr(args, "overfit", None) and not result.exit_code:
@@ -148,13 +151,6 @@ def _request(given: dict):
 
 def _say_nothing(line: str) -> None:
     """What processes other than the first print."""
-
-
-def _figures(report: dict) -> str:
-    from ..evaluation.coco import STAT_NAMES
-
-    rows = [(name, report[name]) for name in STAT_NAMES] + list(report["losses"].items())
-    return "\n".join(f"{name:32}{value:10.4f}" for name, value in rows)
 
 
 def _verdict(ap50: float) -> str:

@@ -50,6 +50,7 @@ class TrainingRequest:
         num_workers: Same; by default 2 with a GPU and 0 without.
         eval_every: Same.
         max_steps: Same.
+        check_data: Same.
     """
 
     preset: str | None = None
@@ -65,6 +66,7 @@ class TrainingRequest:
     num_workers: int | None = None
     eval_every: int | None = None
     max_steps: int | None = None
+    check_data: bool = True
 
 
 def open_device(name: str | None) -> torch.device:
@@ -190,6 +192,7 @@ def _trainer(
         num_workers=num_workers,
         eval_every=eval_every,
         max_steps=request.max_steps,
+        check_data=request.check_data,
         args={
             "dataset_file": "shapes" if coco_path is None else "coco",
             "coco_path": None if coco_path is None else str(Path(coco_path).resolve()),

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.batching import collate
-from ..data.sampling import EpochSampler, SeededSamples
+from ..data.build import build_loader
+from ..data.checks import check_dataset
+from ..data.sampling import SeededSamples
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.evaluate import evaluate
 from ..models.checkpoint import Checkpoint
@@ -33,6 +35,8 @@ from .step import Batch, StepResult, TrainStep
 
 # A model whose every step is skipped does not recover.
 _MAX_SKIPPED_IN_A_ROW = 20
+# Decoding more images than this would take longer than waiting for the faulty one.
+_MAX_DECODED_BY_CHECK = 5000
 
 
 class NonFiniteError(ValueError):
@@ -80,6 +84,7 @@ class Trainer:
         num_workers: Loader processes of each process.
         eval_every: Epochs between two evaluations; the last epoch is evaluated always.
         max_steps: Ends the training after this many steps in all; None for no limit.
+        check_data: Whether `fit` begins with `data.checks.check_dataset`.
         args: Settings to store beside the recipe's in args.yaml and checkpoints; plain types.
 
     Attributes:
@@ -88,8 +93,8 @@ class Trainer:
         folder: The run folder, from the beginning of `fit` on.
 
     Raises:
-        ValueError: The training set does not fill one step, the recipe does not fit the device, or
-            the checkpoint does not fit the model and the recipe.
+        ValueError: The training set does not fill one step, the classes of model and data differ,
+            the recipe does not fit the device, or the checkpoint does not fit model and recipe.
     """
 
     def __init__(
@@ -108,14 +113,16 @@ class Trainer:
         num_workers: int = 0,
         eval_every: int = 1,
         max_steps: int | None = None,
+        check_data: bool = True,
         args: Mapping[str, Any] | None = None,
     ) -> None:
+        _check_classes(model, train_dataset, val_dataset)
         self.recipe = recipe
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self._train_dataset = train_dataset
         self._val_dataset = val_dataset
-        self._num_workers = num_workers
+        self._check_data = check_data
         self._eval_every = eval_every
         self._max_steps = math.inf if max_steps is None else max_steps
         self._provenance = {
@@ -126,6 +133,8 @@ class Trainer:
         self._best = -math.inf
         self._last_record: dict[str, Any] = {}
         self._ground_truth: Mapping[str, Any] | None = None
+        self._output_dir = output_dir
+        self._resume_path = resume_path
 
         self._sampler = StepSampler(
             len(train_dataset),
@@ -134,6 +143,25 @@ class Trainer:
             distributed.rank(),
             distributed.world_size(),
         )
+        loading: dict[str, Any] = {
+            "batch_size": recipe.batch_size,
+            "num_workers": num_workers,
+            "pin_memory": self.device.type == "cuda",
+        }
+        self._train_loader = DataLoader(
+            SeededSamples(train_dataset),
+            sampler=self._sampler,
+            collate_fn=collate,
+            persistent_workers=num_workers > 0,
+            # Its own: a loader without one moves the global generator.
+            generator=torch.Generator(),
+            **loading,
+        )
+        self._val_loader = None
+        if val_dataset is not None:
+            self._val_loader = build_loader(
+                val_dataset, distributed=distributed.is_distributed(), **loading
+            )
         self.criterion = build_criterion(model, recipe).to(self.device)
         self.state = TrainingState(self.model, recipe, self._sampler.steps_per_epoch)
         self._step = TrainStep(
@@ -148,8 +176,6 @@ class Trainer:
             self.state.restore(resume)
         elif start_epoch:
             self.state.start_at(start_epoch)
-        self._output_dir = output_dir
-        self._resume_path = resume_path
 
     def fit(self) -> TrainingResult:
         """Trains until the last epoch, `max_steps`, or a signal.
@@ -162,6 +188,7 @@ class Trainer:
 
         Raises:
             NothingToDoError: All epochs are done.
+            DataError: The data cannot be learned from.
             FileExistsError: `output_dir` holds something else.
             NonFiniteError: Something was not finite and the recipe says to stop, or too many steps
                 in a row were skipped. `weights/last.pth` holds the state before that step.
@@ -175,6 +202,8 @@ class Trainer:
                 f"nothing to do: checkpoint at epoch {state.epoch} of {self.recipe.epochs}; "
                 "ask for more epochs"
             )
+        if self._check_data:
+            _in_first_process(self._check)
         self.folder = self._open_folder()
         if main:
             self.folder.write_args(self._provenance["args"])
@@ -209,17 +238,9 @@ class Trainer:
             raise ValueError("there is no validation set to evaluate on")
         if self._ground_truth is None:
             self._ground_truth = self._val_dataset.ground_truth()
-        # The criterion counts over all processes, so all of them need equally many batches.
-        sampler = EpochSampler(
-            len(self._val_dataset),
-            shuffle=False,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            pad=True,
-        )
         return evaluate(
             self.model,
-            self._loader(self._val_dataset, sampler),
+            self._val_loader,
             CocoEvaluator(self._ground_truth, self._val_dataset.label_map),
             self.criterion,
             self.device,
@@ -260,24 +281,12 @@ class Trainer:
         """The batches of each step and how long they were waited for, in seconds."""
         batches: list[Batch] = []
         began = time.monotonic()
-        for batch in self._loader(self._train_dataset, self._sampler):
+        for batch in self._train_loader:
             batches.append(batch)
             if len(batches) == self.recipe.accumulate:
                 yield batches, time.monotonic() - began
                 batches = []
                 began = time.monotonic()
-
-    def _loader(self, dataset: Dataset, sampler: Sampler) -> DataLoader:
-        return DataLoader(
-            SeededSamples(dataset),
-            self.recipe.batch_size,
-            sampler=sampler,
-            num_workers=self._num_workers,
-            collate_fn=collate,
-            pin_memory=self.device.type == "cuda",
-            # Its own: a loader without one moves the global generator.
-            generator=torch.Generator(),
-        )
 
     def _account(self, result: StepResult) -> None:
         """Books a step, and applies the policy for those that are not finite."""
@@ -333,27 +342,28 @@ class Trainer:
         if checkpoint is not None:
             write_checkpoint({**checkpoint, **self._provenance}, self.folder.last)
 
+    def _check(self) -> None:
+        datasets = {id(d): d for d in (self._train_dataset, self._val_dataset) if d is not None}
+        for dataset in datasets.values():
+            decode = len(dataset) <= _MAX_DECODED_BY_CHECK
+            report = check_dataset(dataset, self.model.num_queries, decode)
+            report.raise_for_errors()
+            print(report, flush=True)
+
     def _open_folder(self) -> RunFolder:
-        """The run folder, which the first process opens and tells the others about."""
-        opened: Any = None
-        if distributed.is_main_process():
-            try:
-                if self._resume_path is None:
-                    folder = RunFolder.create(self._output_dir)
-                else:
-                    folder = RunFolder.reopen(self._output_dir, self._resume_path, self.state.epoch)
-                opened = (folder, folder.records())
-            except OSError as error:
-                opened = error
-        opened = distributed.all_gather(opened)[0]
-        if isinstance(opened, OSError):
-            raise opened
-        folder, records = opened
+        folder, records = _in_first_process(self._open_folder_and_log)
         figures = [r["test_coco_eval_bbox"] for r in records if "test_coco_eval_bbox" in r]
         self._best = max((ap for ap, *_ in figures), default=-math.inf)
         if any(record["epoch"] == self.state.epoch - 1 for record in records):
             self.state.unlogged = None
         return folder
+
+    def _open_folder_and_log(self) -> tuple[RunFolder, list[dict[str, Any]]]:
+        if self._resume_path is None:
+            folder = RunFolder.create(self._output_dir)
+        else:
+            folder = RunFolder.reopen(self._output_dir, self._resume_path, self.state.epoch)
+        return folder, folder.records()
 
 
 def build_criterion(model: nn.Module, recipe: Recipe) -> SetCriterion:
@@ -379,6 +389,33 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=batch_norm,
     )
+
+
+def _in_first_process(action: Callable[[], Any]) -> Any:
+    """The result of `action` in the first process, or its error, in all processes."""
+    outcome: Any = None
+    if distributed.is_main_process():
+        try:
+            outcome = action()
+        except (OSError, ValueError) as error:
+            outcome = error
+    outcome = distributed.all_gather(outcome)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _check_classes(model: nn.Module, train: Dataset, val: Dataset | None) -> None:
+    if len(train.label_map) != model.num_classes:
+        raise ValueError(
+            f"the model has {model.num_classes} classes, the training set "
+            f"{len(train.label_map)}; build the model with num_classes={len(train.label_map)}"
+        )
+    if val is not None and val.label_map != train.label_map:
+        raise ValueError(
+            f"the label maps differ: {train.label_map} in training, {val.label_map} in "
+            "validation; build both data sets with the same label_map"
+        )
 
 
 def _seed_everything(seed: int) -> None:
