@@ -22,7 +22,7 @@ class Backbone(nn.Module):
             `BasicBlock` per stage.
         norm: "frozen" for FrozenBatchNorm2d, whose statistics and affine parameters are buffers,
             or "batch" for BatchNorm2d that learns.
-        stage: last stage kept, 3 (stride 16) or 4 (stride 32).
+        stage: last stage kept, 2 (stride 8), 3 (16) or 4 (32).
         dilation: replace the stride of the last stage by dilation, which halves the stride
             (DETR's DC5 models).
         trainable: whether the convolutions learn. With "frozen" norms the stem and the first
@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         stride: pixels per feature, along each axis.
 
     Raises:
-        ValueError: unknown name, norm or weights, a stage other than 3 and 4, or dilation in a
+        ValueError: unknown name, norm or weights, a stage other than 2, 3 and 4, or dilation in a
             ResNet of basic blocks.
     """
 
@@ -51,8 +51,10 @@ class Backbone(nn.Module):
         super().__init__()
         if norm not in _NORMS:
             raise ValueError(f"backbone_norm is {norm!r}; {did_you_mean(norm, _NORMS)}.")
-        if stage not in (3, 4):
-            raise ValueError(f"backbone_stage is {stage!r}; it must be 3 (stride 16) or 4 (32).")
+        if stage not in (2, 3, 4):
+            raise ValueError(
+                f"backbone_stage is {stage!r}; it must be 2 (stride 8), 3 (16) or 4 (32)."
+            )
         resnet = _resnet(name, norm, stage if dilation else None, weights)
         kept = ["conv1", "bn1", "relu", "maxpool", *(f"layer{i}" for i in range(1, stage + 1))]
         self.body = nn.Sequential()

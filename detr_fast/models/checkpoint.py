@@ -151,8 +151,8 @@ def load_weights(
         )
     if strict and (missing or skipped):
         raise ValueError(
-            f"the weights do not fit the model: missing {_listed(missing)}; not in the model "
-            f"{_listed(skipped)}."
+            f"the weights do not fit the model: missing {_listed(missing) or 'nothing'}; not in "
+            f"the model {_listed(skipped) or 'nothing'}."
         )
     fresh = sorted({_module_of(name) for name in unequal})
     loaded = {name: state[name] for name in shared if _module_of(name) not in fresh}
@@ -213,9 +213,7 @@ def _read(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a damaged file can raise anything from within the reader
-        unsafe = re.search(
-            r"Unsupported (?:global|class|operand)\W+(?:GLOBAL )?([\w.]+)", str(error)
-        )
+        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unsafe:
             raise ValueError(
                 f"{path} was not loaded: it holds {unsafe[1]}, which would have to be executed to "

@@ -36,7 +36,7 @@ class DETR(nn.Module):
         aux_loss: return the predictions of every decoder layer, not of the last alone.
         backbone: a torchvision ResNet's name, or "resnet_tiny".
         backbone_norm: "frozen" or "batch", see `Backbone`.
-        backbone_stage: last stage of the ResNet used, 3 or 4.
+        backbone_stage: last stage of the ResNet used, 2, 3 or 4.
         train_backbone: whether the backbone learns, see `Backbone`.
         backbone_weights: None, or "imagenet" for torchvision's (downloaded).
 
@@ -238,5 +238,4 @@ def require_at_least(minimum: int, **options: int) -> None:
 def without_autocast(device_type: str) -> torch.autocast:
     """A context in which operations run in the dtype of their inputs."""
     # Autocast knows no meta device; tensors there have shapes only and run in no precision.
-    known = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type if known else "cpu", enabled=False)
+    return torch.autocast("cpu" if device_type == "meta" else device_type, enabled=False)
