@@ -60,6 +60,10 @@ class SetCriterion(nn.Module):
     averages the classification loss of each process by its own class weights; in one process the
     two agree.
 
+    The terms are those of the `ImageLoss` of transformers, which has no class error. With several
+    processes it normalises as the original does, where it was launched with accelerate. With no
+    object in the whole batch the original's class error is 100; here there is none (NaN).
+
     Args:
         num_classes: number of classes without no-object.
         matcher: has `match_layers` (see `HungarianMatcher`).

@@ -1,0 +1,99 @@
+"""Criterion, forward and backward, against that of transformers.
+
+    python -m pytest benchmarks/bench_criterion.py --benchmark-group-by=group \
+        --benchmark-json=benchmarks/results/criterion.json
+
+Six decoder layers, 91 classes and the target counts of real COCO images. The losses of both are
+compared before anything is timed. Threads as OMP_NUM_THREADS says; the JSON names machine, versions
+and commit.
+"""
+
+import collections
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from detr_fast.training.criterion import SetCriterion, auxiliary_weights
+from detr_fast.training.matcher import HungarianMatcher
+
+LAYERS, CLASSES = 6, 91
+COSTS = (1, 5, 2)
+LOSSES = ["labels", "boxes", "cardinality"]
+WEIGHTS = auxiliary_weights({"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}, LAYERS)
+ANNOTATIONS = Path(__file__).resolve().parents[2] / "shared/data/coco_tiny"
+
+
+def coco_counts(images):
+    """Targets of that many COCO images, repeated where there are fewer."""
+    path = next(iter(sorted(ANNOTATIONS.rglob("*train*.json"))), None)
+    if path is None:
+        pytest.skip("no COCO annotations at ../shared/data/coco_tiny to take target counts from")
+    content = json.loads(path.read_text())
+    objects = collections.Counter(a["image_id"] for a in content["annotations"] if not a["iscrowd"])
+    counts = [objects[image["id"]] for image in content["images"]]
+    return [counts[i % len(counts)] for i in range(images)]
+
+
+def workload(images, queries):
+    """Predictions as leaves, one pair for each layer, and targets."""
+    generator = torch.Generator().manual_seed(0)
+
+    def boxes(*shape):
+        return torch.rand(*shape, 4, generator=generator) * 0.5 + 0.2
+
+    layers = [
+        (
+            torch.randn(images, queries, CLASSES + 1, generator=generator).requires_grad_(),
+            boxes(images, queries).requires_grad_(),
+        )
+        for _ in range(LAYERS)
+    ]
+    targets = [
+        {"labels": torch.randint(CLASSES, (count,), generator=generator), "boxes": boxes(count)}
+        for count in coco_counts(images)
+    ]
+    return layers, targets
+
+
+def detr_fast(layers, targets):
+    criterion = SetCriterion(CLASSES, HungarianMatcher(*COSTS), WEIGHTS, 0.1, LOSSES)
+    named = [{"pred_logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
+    outputs = named[-1] | {"aux_outputs": named[:-1]}
+    return lambda: criterion(outputs, targets)
+
+
+def transformers(layers, targets):
+    theirs = pytest.importorskip("transformers.loss.loss_for_object_detection")
+    criterion = theirs.ImageLoss(theirs.HungarianMatcher(*COSTS), CLASSES, 0.1, LOSSES)
+    named = [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
+    outputs = named[-1] | {"auxiliary_outputs": named[:-1]}
+    renamed = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
+    return lambda: criterion(outputs, renamed)
+
+
+@pytest.mark.parametrize("implementation", [detr_fast, transformers], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("images", "queries"), [(2, 100), (8, 100), (32, 100), (8, 300)])
+def test_criterion(benchmark, implementation, images, queries):
+    layers, targets = workload(images, queries)
+    ours, theirs = detr_fast(layers, targets)(), transformers(layers, targets)()
+    for name in WEIGHTS:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+    losses = implementation(layers, targets)
+
+    def clear():
+        for leaf in (leaf for layer in layers for leaf in layer):
+            leaf.grad = None
+
+    def step():
+        computed = losses()
+        sum(computed[name] * weight for name, weight in WEIGHTS.items()).backward()
+
+    benchmark.group = f"criterion, forward and backward, B={images} Q={queries}"
+    benchmark.extra_info |= {
+        "targets": sum(len(target["labels"]) for target in targets),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    benchmark.pedantic(step, setup=clear, rounds=9, warmup_rounds=2)
