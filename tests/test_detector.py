@@ -340,6 +340,34 @@ def test_model_that_trains_is_put_in_evaluation_mode(detector):
     assert not detector.model.training
 
 
+# Attention
+
+
+@pytest.mark.parametrize("size", [(48, 64), (50, 67), (64, 30), (1, 17)])
+def test_attention_of_the_same_detections_as_predict(small_model, size):
+    detector = Detector(small_model, "cpu", preprocess=NATIVE)
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    maps = detector.attention(image, threshold=0)
+    found = detector.predict(image, threshold=0)
+    assert np.array_equal(maps.detections.boxes_xyxy, found.boxes_xyxy)
+    cells = [-(-side // 16) for side in size]
+    assert maps.weights.shape == (len(found), *cells)
+    assert maps.covered == (size[0] / 16, size[1] / 16)
+    assert maps.weights.sum((1, 2)) == pytest.approx(np.ones(len(found)), abs=1e-5)
+    assert maps.plot(width=64).width >= 64
+
+
+def test_attention_is_for_one_image_and_a_model_that_gives_it(detector, small_model):
+    with pytest.raises(ValueError, match="TopLeft does not give its attention"):
+        detector.attention(picture())
+    with pytest.raises(ValueError, match="one image at a time; got 2"):
+        Detector(small_model, "cpu").attention([picture(), picture()])
+    nothing = Detector(small_model, "cpu", preprocess=NATIVE).attention(picture(), threshold=1)
+    assert len(nothing.weights) == 0
+    with pytest.raises(ValueError, match="at least one"):
+        nothing.plot()
+
+
 # Results
 
 

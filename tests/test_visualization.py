@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detr_fast.visualization.attention import draw_attention
 from detr_fast.visualization.curves import plot_log
 from detr_fast.visualization.draw import class_colour, draw_boxes
 
@@ -97,6 +98,41 @@ def test_colours_are_fixed_and_differ():
     assert colours == [class_colour(i) for i in range(100)]
     neighbours = np.abs(np.diff(np.array(colours), axis=0)).max(1)
     assert neighbours.min() > 60
+
+
+# Attention
+
+
+def test_attention_is_bright_where_the_weight_is():
+    weights = np.zeros((1, 4, 6), np.float32)
+    weights[0, 1, 4] = 1
+    box = [[0, 0, 30, 40]]
+    picture = draw_attention(grey(600, 400), box, [3], ["cat"], weights, (4, 6), width=600)
+    assert picture.size == (600, 400)
+    brightness = np.asarray(picture.convert("L"))
+    assert brightness[150, 450] > 200
+    assert brightness[350, 450] < 100
+    assert brightness[150, 150] < 100
+
+
+def test_attention_beyond_the_image_is_cut_off():
+    """The image takes up 2 of 4 rows: the second row of cells reaches to its lower edge."""
+    weights = np.zeros((1, 4, 4), np.float32)
+    weights[0, 3] = 1
+    picture = draw_attention(grey(400, 400), [[0, 0, 9, 9]], [3], [""], weights, (2, 4), width=400)
+    assert np.asarray(picture.convert("L"))[200:].max() < 100
+
+
+def test_attention_of_several_objects_is_side_by_side():
+    weights = np.ones((5, 4, 4), np.float32)
+    boxes = [[50, 80, 90, 90]] * 5
+    picture = draw_attention(grey(300, 200), boxes, [1] * 5, ["cat"] * 5, weights, (4, 4), 150)
+    assert picture.size == (2 * 150 + 6, 3 * 100 + 2 * 6)
+
+
+def test_attention_needs_as_many_maps_as_objects():
+    with pytest.raises(ValueError, match="1 boxes, 1 class ids, 1 captions and 2 attention maps"):
+        draw_attention(grey(9, 9), [[0, 0, 1, 1]], [1], ["cat"], np.ones((2, 1, 1)), (1, 1))
 
 
 # Curves

@@ -1,5 +1,6 @@
 """Detection on images: what a user calls."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from ..data.transforms import val_transform
 from .images import list_sources, read_image, to_pil
 from .loading import Loaded, Preprocess, label_map_of, load_for_detection
 from .postprocess import PostProcess
-from .results import Detections
+from .results import AttentionMaps, Detections
 
 
 class Detector:
@@ -88,8 +89,7 @@ class Detector:
             ValueError: if an image cannot be used, named by its path or its place in the list; if
                 `threshold` or `batch_size` is out of range.
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}; expected a probability in [0, 1]")
+        _check_threshold(threshold)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self.model.eval()
@@ -100,42 +100,104 @@ class Detector:
             results += self._predict_batch(chunk, start if several else None, threshold)
         return results if several else results[0]
 
+    @torch.inference_mode()
+    def attention(self, source, threshold: float = 0.7) -> AttentionMaps:
+        """Detect objects in one image, and tell where the decoder looked for each of them.
+
+        Args:
+            source: one image, as `predict` takes it.
+            threshold: as in `predict`.
+
+        Returns:
+            The same detections as from `predict`, and for each the weights from its query to the
+            image in the last decoder layer, averaged over heads (Carion et al., ECCV 2020, figure
+            6). `plot()` draws them.
+
+        Raises:
+            ValueError, FileNotFoundError: as `predict`; also if `source` is several images, or the
+                model does not give its attention.
+        """
+        _check_threshold(threshold)
+        sources, several = list_sources(source)
+        if several:
+            raise ValueError(f"attention is shown for one image at a time; got {len(sources)}")
+        if "return_attention" not in inspect.signature(self.model.forward).parameters:
+            raise ValueError(f"{type(self.model).__name__} does not give its attention")
+        self.model.eval()
+        image = _read(sources[0], None)
+        batch = self._batch([image])
+        outputs = self.model(batch, return_attention=True)
+        ((detections, queries),) = self._detections(outputs, sources, [image], threshold)
+        weights = outputs["attention"]["decoder"][-1, 0].mean(0).float()[queries]
+        height, width = batch[0].shape[1:]
+        stride = _stride((height, width), tuple(weights.shape[1:]))
+        covered = (height / stride, width / stride)
+        return AttentionMaps(detections, weights.cpu().numpy(), covered)
+
     def _predict_batch(self, sources: list, start: int | None, threshold: float):
         images = [
             _read(source, None if start is None else start + i) for i, source in enumerate(sources)
         ]
-        weight = next(self.model.parameters())
-        batch = [self._transform(image).to(self.device, weight.dtype) for image in images]
-        sizes = [tuple(image.shape[1:]) for image in images]
-        decoded = self._postprocess(self.model(batch), torch.tensor(sizes))
-        return [
-            self._select(prediction, threshold, size, source, image)
-            for prediction, size, source, image in zip(decoded, sizes, sources, images, strict=True)
-        ]
+        outputs = self.model(self._batch(images))
+        return [found for found, _ in self._detections(outputs, sources, images, threshold)]
 
-    def _select(self, prediction, threshold: float, size, source, image) -> Detections:
-        scores, labels, boxes = (prediction[k].cpu() for k in ("scores", "labels", "boxes"))
-        path = Path(source) if isinstance(source, str | os.PathLike) else None
-        finite = scores.isfinite() & boxes.isfinite().all(1)
-        if not finite.all():
-            warnings.warn(
-                f"{int((~finite).sum())} of the {len(finite)} predictions for {path or 'an image'} "
-                "are not finite and were left out: look at the weights, or at the 16-bit range",
-                stacklevel=4,
+    def _batch(self, images: list[Tensor]) -> list[Tensor]:
+        dtype = next(self.model.parameters()).dtype
+        return [self._transform(image).to(self.device, dtype) for image in images]
+
+    def _detections(
+        self, outputs, sources: list, images: list[Tensor], threshold: float
+    ) -> list[tuple[Detections, Tensor]]:
+        """What was found in each image, and the queries that found it."""
+        sizes = [tuple(image.shape[1:]) for image in images]
+        decoded = self._postprocess(outputs, torch.tensor(sizes))
+        found = []
+        for prediction, source, image in zip(decoded, sources, images, strict=True):
+            path = Path(source) if isinstance(source, str | os.PathLike) else None
+            queries = _certain(prediction, threshold, path)
+            indices = prediction["labels"][queries].tolist()
+            ids = [self.label_map.category_id(index) for index in indices]
+            detections = Detections(
+                boxes_xyxy=prediction["boxes"][queries].float().cpu().numpy(),
+                scores=prediction["scores"][queries].float().cpu().numpy(),
+                class_ids=np.array(ids, dtype=np.int64),
+                class_names=tuple(self.label_map.name(index) for index in indices),
+                image_size=tuple(image.shape[1:]),
+                path=path,
+                open_image=_opener(path, image),
             )
-        kept = torch.nonzero(finite & (scores >= threshold)).flatten()
-        kept = kept[scores[kept].argsort(descending=True, stable=True)]
-        indices = labels[kept].tolist()
-        ids = [self.label_map.category_id(index) for index in indices]
-        return Detections(
-            boxes_xyxy=boxes[kept].float().numpy(),
-            scores=scores[kept].float().numpy(),
-            class_ids=np.array(ids, dtype=np.int64),
-            class_names=tuple(self.label_map.name(index) for index in indices),
-            image_size=size,
-            path=path,
-            open_image=_opener(path, image),
+            found.append((detections, queries))
+        return found
+
+
+def _certain(prediction: dict[str, Tensor], threshold: float, path: Path | None) -> Tensor:
+    """Queries of finite predictions with at least this score, most certain first."""
+    scores, boxes = prediction["scores"], prediction["boxes"]
+    finite = scores.isfinite() & boxes.isfinite().all(1)
+    if not finite.all():
+        warnings.warn(
+            f"{int((~finite).sum())} of the {len(finite)} predictions for {path or 'an image'} "
+            "are not finite and were left out: look at the weights, or at the 16-bit range",
+            stacklevel=5,
         )
+    kept = torch.nonzero(finite & (scores >= threshold)).flatten()
+    return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def _stride(size: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Pixels from one feature to the next; a backbone of stride s makes ceil(size / s) of them.
+
+    A grid of one cell fits several strides, but there is nowhere else to look in it.
+    """
+    for stride in (32, 16, 8, 64, 4):
+        if all(-(-n // stride) == cells for n, cells in zip(size, grid, strict=True)):
+            return stride
+    raise ValueError(f"a feature grid of {grid} does not fit an image of {size} pixels")
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; expected a probability in [0, 1]")
 
 
 def _read(source, position: int | None) -> Tensor:

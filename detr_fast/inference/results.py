@@ -112,6 +112,22 @@ class Detections:
         """The class names as supervision's annotators look for them."""
         return {"class_name": np.array(self.class_names, dtype=str)}
 
+    @property
+    def captions(self) -> list[str]:
+        """Name and score of each object, as they are drawn."""
+        return [f"{name} {s:.2f}" for name, s in zip(self.class_names, self.scores, strict=True)]
+
+    def image(self) -> Image.Image:
+        """The upright RGB image that was looked at.
+
+        Raises:
+            FileNotFoundError, ValueError: if the image's file is gone or no longer an image.
+            ValueError: if these detections were made without an image.
+        """
+        if self.open_image is None:
+            raise ValueError("these detections have no image: open_image is None")
+        return self.open_image()
+
     def plot(self, enlarge: bool = True) -> Image.Image:
         """Draw the detections on the image.
 
@@ -123,8 +139,7 @@ class Detections:
             A new RGB picture.
 
         Raises:
-            FileNotFoundError, ValueError: if the image's file is gone or no longer an image.
-            ValueError: if these detections were made without an image.
+            FileNotFoundError, ValueError: see `image`.
         """
         from ..visualization.draw import draw_boxes
 
@@ -190,3 +205,45 @@ class Detections:
             for detection in self
             for x0, y0, x1, y1 in [detection.box_xyxy]
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """Where the decoder looked for each object.
+
+    Attributes:
+        detections: n objects.
+        weights: (n, Hf, Wf) float32 on the grid of features, in the order of `detections`; each map
+            sums to 1.
+        covered: how many rows and columns of the grid the image takes up, from the top left; the
+            last ones may be covered in part.
+    """
+
+    detections: Detections
+    weights: np.ndarray
+    covered: tuple[float, float]
+
+    def plot(self, width: int = 480) -> Image.Image:
+        """Draw each object and its map over the image, side by side.
+
+        Args:
+            width: of the picture of one object, in pixels.
+
+        Returns:
+            One RGB picture.
+
+        Raises:
+            FileNotFoundError, ValueError: as `Detections.plot`; also if there is no object.
+        """
+        from ..visualization.attention import draw_attention
+
+        found = self.detections
+        return draw_attention(
+            found.image(),
+            found.boxes_xyxy,
+            found.class_ids.tolist(),
+            found.captions,
+            self.weights,
+            self.covered,
+            width,
+        )
