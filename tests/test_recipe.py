@@ -114,3 +114,12 @@ def test_one_cycle_rises_and_falls():
     assert rates[0].tolist() == pytest.approx([1e-3 / 25, 1e-4 / 25])
     assert (rates[3:].diff(dim=0) < 0).all()
     assert rates[-1, 0] < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10])
+def test_one_cycle_of_few_steps(steps):
+    """Of 10 steps a warm-up of 0.1 is one step, which has no length."""
+    rates = _rates(Recipe(epochs=steps, schedule="one_cycle", warmup=0.1), steps_per_epoch=1)
+    assert rates[0, 0] == pytest.approx(1e-4 / 25)
+    assert (rates > 0).all()
+    assert rates.max() <= 1e-4 * (1 + 1e-9)

@@ -192,7 +192,8 @@ def _trainer(
         num_workers=num_workers,
         eval_every=eval_every,
         max_steps=request.max_steps,
-        check_data=request.check_data,
+        # Generated data have no faults, and to look for them all have to be generated.
+        check_data=request.check_data and coco_path is not None,
         args={
             "dataset_file": "shapes" if coco_path is None else "coco",
             "coco_path": None if coco_path is None else str(Path(coco_path).resolve()),
@@ -225,6 +226,8 @@ def _datasets(
 
     def build(split: str, augment: bool) -> Dataset:
         length = {"train": recipe.train_images, "val": recipe.val_images}[split]
+        # Every generated image has objects, so that the first ones will do.
+        length = request.overfit or length
         return build_dataset(
             request.dataset_file,
             split,

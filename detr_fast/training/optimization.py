@@ -59,11 +59,13 @@ def build_scheduler(
     """
     if recipe.schedule == "step":
         return StepLR(optimizer, recipe.lr_drop)
+    # Neither the rise nor the fall may be shorter than two steps.
+    total_steps = max(recipe.epochs * steps_per_epoch, 4)
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=recipe.epochs * steps_per_epoch,
-        pct_start=recipe.warmup,
+        total_steps=total_steps,
+        pct_start=max(recipe.warmup, 2 / total_steps),
         cycle_momentum=False,
     )
 

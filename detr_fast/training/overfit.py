@@ -1,11 +1,15 @@
 """The first thing to try on new data: can the model learn a handful of images by heart?"""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from .recipe import Recipe
+
+# Eight generated images reach an AP50 of 0.9 in 50 to 100 steps.
+_STEPS = 200
 
 
 class Subset(Dataset):
@@ -60,10 +64,14 @@ def images_with_objects(dataset: Dataset, count: int) -> Subset:
 
 def overfit_recipe(recipe: Recipe, images: int) -> Recipe:
     """The recipe without what keeps a model from learning images by heart."""
+    batch_size = min(recipe.batch_size, images)
+    epochs = math.ceil(_STEPS / (images // batch_size))
     return recipe.replace(
         augment=False,
         dropout=0.0,
         weight_decay=0.0,
-        batch_size=min(recipe.batch_size, images),
+        batch_size=batch_size,
         accumulate=1,
+        epochs=epochs,
+        lr_drop=epochs,
     )
