@@ -38,6 +38,7 @@ class CocoEvaluator:
 
     def __init__(self, ground_truth: Mapping, label_map: "LabelMap"):
         self.label_map = label_map
+        self._category_ids = np.array(label_map.ids, dtype=np.int64)
         categories = list(ground_truth["categories"])
         category_ids = {category["id"] for category in categories}
         for annotation in ground_truth["annotations"]:
@@ -95,10 +96,7 @@ class CocoEvaluator:
             self._nonfinite[image_id] = int((~finite).sum())
             self._detections[image_id] = {
                 "scores": scores[finite],
-                "categories": np.array(
-                    [self.label_map.category_id(int(label)) for label in labels[finite]],
-                    dtype=np.int64,
-                ),
+                "categories": self._category_ids[labels[finite]],
                 "boxes": boxes[finite],
             }
 
