@@ -13,7 +13,7 @@ import pytest
 import torch
 from run_toy_training import images_of_second_process, joined_run
 from tolerances import JOINED_GRADIENTS
-from toy_training import ToyDataset, toy_model, toy_recipe
+from toy_training import LABELS, ToyDataset, toy_model, toy_recipe
 
 from detr_fast.data.checks import DataError
 from detr_fast.models.checkpoint import load_checkpoint
@@ -134,10 +134,13 @@ def test_accumulation_equals_the_large_batch(tmp_path, joined):
 
 
 def test_run_folder(tmp_path):
+    model = toy_model()
+    model.label_map = None
     trainer = Trainer(
-        toy_model(), toy_recipe(epochs=2), ToyDataset(4), ToyDataset(2), output_dir=tmp_path / "run"
+        model, toy_recipe(epochs=2), ToyDataset(4), ToyDataset(2), output_dir=tmp_path / "run"
     )
     result = trainer.fit()
+    assert load_checkpoint(trainer.folder.best).label_map == LABELS.to_dict()
     assert result.exit_code == 0
     assert result.folder == tmp_path / "run"
     files = {str(p.relative_to(result.folder)) for p in result.folder.rglob("*") if p.is_file()}
@@ -312,6 +315,16 @@ def test_nothing_to_do(tmp_path):
         resume_path=last,
     )
     with pytest.raises(NothingToDoError, match="nothing to do: checkpoint at epoch 1 of 1"):
+        trainer.fit()
+
+
+def test_no_steps_left(tmp_path):
+    run = {"output_dir": tmp_path / "run", "max_steps": 1}
+    Trainer(toy_model(), toy_recipe(), ToyDataset(4), **run).fit()
+    last = tmp_path / "run" / "weights" / "last.pth"
+    resume = {"resume": load_checkpoint(last), "resume_path": last, "max_steps": 1}
+    trainer = Trainer(toy_model(), toy_recipe(), ToyDataset(4), **resume)
+    with pytest.raises(NothingToDoError, match="checkpoint after 1 steps, max_steps is 1"):
         trainer.fit()
 
 

@@ -44,7 +44,7 @@ class NonFiniteError(ValueError):
 
 
 class NothingToDoError(ValueError):
-    """The checkpoint to resume from has all the epochs that were asked for."""
+    """The checkpoint to resume from has all the epochs or steps that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Trainer:
     the first one writes and prints.
 
     Args:
-        model: With `num_classes`, `num_queries`, `config` and `label_map`; moved to `device`.
+        model: As `build_model` gives it; moved to `device`. One without a label map takes that of
+            the training set.
         recipe: How to train.
         train_dataset: Gives (image, target) pairs; see `detr_fast.data`.
         val_dataset: The same with `ground_truth()` and `label_map`, None for no evaluation.
@@ -120,6 +121,8 @@ class Trainer:
         self.recipe = recipe
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        if model.label_map is None:
+            model.label_map = train_dataset.label_map
         self._train_dataset = train_dataset
         self._val_dataset = val_dataset
         self._check_data = check_data
@@ -187,7 +190,7 @@ class Trainer:
             Where the results are, and the last of them.
 
         Raises:
-            NothingToDoError: All epochs are done.
+            NothingToDoError: All epochs or steps are done.
             DataError: The data cannot be learned from.
             FileExistsError: `output_dir` holds something else.
             NonFiniteError: Something was not finite and the recipe says to stop, or too many steps
@@ -201,6 +204,11 @@ class Trainer:
             raise NothingToDoError(
                 f"nothing to do: checkpoint at epoch {state.epoch} of {self.recipe.epochs}; "
                 "ask for more epochs"
+            )
+        if state.steps >= self._max_steps:
+            raise NothingToDoError(
+                f"nothing to do: checkpoint after {state.steps} steps, max_steps is "
+                f"{self._max_steps}"
             )
         if self._check_data:
             _in_first_process(self._check)
@@ -319,7 +327,8 @@ class Trainer:
         ap = -math.inf
         if self._val_dataset is not None and (last or (epoch + 1) % self._eval_every == 0):
             self._progress.phase("evaluating")
-            figures = self.evaluate()
+            with distributed.naming_lost_ranks(f"evaluation after epoch {epoch + 1}"):
+                figures = self.evaluate()
             record |= {f"test_{name}": value for name, value in figures["losses"].items()}
             record["test_coco_eval_bbox"] = figures["coco_eval_bbox"]
             ap = figures["AP"]
@@ -339,8 +348,9 @@ class Trainer:
 
     def _save(self) -> None:
         checkpoint = self.state.checkpoint()
-        if checkpoint is not None:
-            write_checkpoint({**checkpoint, **self._provenance}, self.folder.last)
+        _in_first_process(
+            lambda: write_checkpoint({**checkpoint, **self._provenance}, self.folder.last)
+        )
 
     def _check(self) -> None:
         datasets = {id(d): d for d in (self._train_dataset, self._val_dataset) if d is not None}
