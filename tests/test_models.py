@@ -68,8 +68,8 @@ def test_names_and_shapes_are_those_of_the_original_checkpoints(name, shared_dat
 @pytest.mark.parametrize(
     ("name", "parameters", "gmac"),
     [
-        # The papers' and the design's counts. FrozenBatchNorm's 106,240 numbers in R50 are buffers
-        # and not among the parameters; the 222,400 of the fixed stem and first stage are.
+        # FrozenBatchNorm's numbers are buffers and not counted as parameters; the 222,400 of the
+        # fixed stem and first stage are counted, though they do not learn.
         ("detr_resnet50", 41_524_768, 81.2),
         ("detr_resnet50_dc5", 41_524_768, 173.3),
         ("detr_resnet101", 60_464_672, 144.7),

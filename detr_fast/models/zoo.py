@@ -11,7 +11,8 @@ from .suggestion import did_you_mean
 
 _FAMILIES = {"detr": DETR, "demo": DETRDemo}
 # What may differ from the options that pretrained weights were trained with.
-_ADAPTABLE = {"num_classes", "num_queries", "dropout", "aux_loss", "train_backbone"}
+_SIZES = {"num_classes", "num_queries"}
+_ADAPTABLE = _SIZES | {"dropout", "aux_loss", "train_backbone"}
 # Where the first weights come from is no property of the model that was built.
 _NOT_IN_CONFIG = {"backbone_weights"}
 
@@ -66,7 +67,8 @@ def build_model(
     }
     model.load_report = None
     if checkpoint is not None:
-        model.load_report = load_weights(model, checkpoint.model)
+        resized = any(config[option] != trained[option] for option in _SIZES)
+        model.load_report = load_weights(model, checkpoint.model, strict=not resized)
         if config["num_classes"] == trained["num_classes"]:
             model.label_map = _label_map(entry, checkpoint)
     return model
