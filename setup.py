@@ -282,7 +282,12 @@ def main():
         # torch reads both when it starts nvcc, CUDA_HOME at the import of its extension builder.
         os.environ["CUDA_HOME"] = plan.cuda_toolkit.partition(" at ")[2]
         os.environ["TORCH_CUDA_ARCH_LIST"] = plan.cuda_arch_list
-    setup(ext_modules=[extension(plan)] if plan.compiled else [], cmdclass=commands(plan))
+    setup(
+        # Not in pyproject.toml, where old and new setuptools want it in different forms.
+        license="Apache-2.0",
+        ext_modules=[extension(plan)] if plan.compiled else [],
+        cmdclass=commands(plan),
+    )
 
 
 if __name__ == "__main__":
