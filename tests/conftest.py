@@ -15,7 +15,7 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real COCO images and the original checkpoints' shapes, beside the checkout."""
+    """The folder with real COCO images and the checkpoints' shapes, beside the checkout."""
     folder = SHARED / "data"
     if not folder.is_dir():
         pytest.skip(f"no shared test data at ../shared/data (looked beside {SHARED.parent.name}/)")

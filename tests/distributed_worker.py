@@ -3,6 +3,7 @@
 Usage: distributed_worker.py SCENARIO OUTPUT_FOLDER
 """
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from detr_fast.training.matcher import HungarianMatcher
 
 LAYERS, QUERIES, CLASSES, WIDTH = 3, 6, 4, 8
 IMAGES_PER_RANK = 3
+AUX_REPEATS = (1, 2)
 # By image of the joined batch; the second rank's images are empty, or fewer boxes than ranks.
 TARGET_COUNTS = {
     "one rank empty": (2, 0, 9, 0, 0, 0),
@@ -62,7 +64,7 @@ def joined_batch(counts):
     return features, targets
 
 
-def make_criterion():
+def make_criterion(aux_repeats):
     weights = auxiliary_weights({"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}, LAYERS)
     return SetCriterion(
         CLASSES,
@@ -70,6 +72,7 @@ def make_criterion():
         weights,
         0.1,
         ["labels", "boxes", "cardinality"],
+        aux_repeats,
     ).double()
 
 
@@ -98,14 +101,14 @@ def gradients(folder):
     distributed.init_from_env("gloo", timeout_seconds=60)
     rank = distributed.rank()
     model = DistributedDataParallel(Heads())
-    criterion = make_criterion()
     results = {}
     for name, counts in TARGET_COUNTS.items():
         features, targets = joined_batch(counts)
         own = slice(rank * IMAGES_PER_RANK, (rank + 1) * IMAGES_PER_RANK)
-        for micro_batches in (1, IMAGES_PER_RANK):
+        for micro_batches, aux_repeats in itertools.product((1, IMAGES_PER_RANK), AUX_REPEATS):
+            criterion = make_criterion(aux_repeats)
             grads, losses = step(model, criterion, features[own], targets[own], micro_batches)
-            results[f"{name}, {micro_batches}"] = (grads, distributed.reduce_dict(losses))
+            results[name, micro_batches, aux_repeats] = (grads, distributed.reduce_dict(losses))
     torch.save(results, folder / f"gradients{rank}.pt")
 
     value = torch.tensor([1.0, float(rank)])

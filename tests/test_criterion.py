@@ -18,9 +18,10 @@ WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
 LOSSES = ["labels", "boxes", "cardinality"]
 
 
-def make_criterion(num_classes=5, layers=3, losses=LOSSES):
+def make_criterion(num_classes=5, layers=3, losses=LOSSES, aux_repeats=1):
     weights = auxiliary_weights(WEIGHTS, layers)
-    return SetCriterion(num_classes, HungarianMatcher(1, 5, 2), weights, 0.1, losses).double()
+    matcher = HungarianMatcher(1, 5, 2)
+    return SetCriterion(num_classes, matcher, weights, 0.1, losses, aux_repeats).double()
 
 
 def random_outputs(images, num_queries=12, num_classes=5, layers=3, dtype=torch.float64):
@@ -186,9 +187,10 @@ def test_total_is_the_weighted_sum_of_the_weighted_names():
 
 @pytest.mark.filterwarnings("ignore:an image has")
 @pytest.mark.parametrize("sizes", [(3, 0, 7, 1), (0, 0, 5, 20), (0, 0, 0, 0)])
-def test_micro_batches_under_one_normalizer_are_the_large_batch(sizes):
+@pytest.mark.parametrize("aux_repeats", [1, 3])
+def test_micro_batches_under_one_normalizer_are_the_large_batch(sizes, aux_repeats):
     outputs, targets = random_outputs(4), random_targets(sizes)
-    criterion = make_criterion()
+    criterion = make_criterion(aux_repeats=aux_repeats)
     large = criterion(outputs, targets)
     criterion.total(large).backward()
     expected = gradients(outputs)
@@ -235,6 +237,41 @@ def test_normalizer_of_tensors():
     ):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
         assert one.dtype == other.dtype
+
+
+# --- repeated targets in the auxiliary layers ---
+
+
+def test_auxiliary_layers_learn_repeated_targets_and_the_last_does_not():
+    outputs, targets = random_outputs(3), random_targets((2, 0, 3))
+    losses = make_criterion(aux_repeats=4)(outputs, targets)
+    repeated = [{name: torch.cat([v] * 4) for name, v in target.items()} for target in targets]
+    *aux, last = [*outputs["aux_outputs"], {k: outputs[k] for k in ("pred_logits", "pred_boxes")}]
+    one_layer = make_criterion(layers=1)
+    expected = one_layer(last, targets)
+    for layer, layer_outputs in enumerate(aux):
+        of_layer = one_layer(layer_outputs, repeated)
+        of_layer.pop("class_error")
+        expected |= {f"{name}_{layer}": value for name, value in of_layer.items()}
+    assert set(losses) == set(expected)
+    for name, value in losses.items():
+        torch.testing.assert_close(
+            value, expected[name], rtol=ACCUMULATED_FLOAT64, atol=ACCUMULATED_FLOAT64
+        )
+
+
+def test_targets_are_not_repeated_beyond_the_queries(recwarn):
+    outputs, targets = random_outputs(2), random_targets((5, 1))
+    criterion = make_criterion(aux_repeats=3)
+    auxiliary = criterion.normalizer(targets, num_queries=12).auxiliary
+    assert auxiliary.boxes == auxiliary.matched == 5 * 2 + 1 * 3
+    criterion(outputs, targets)
+    assert not [w for w in recwarn if "queries" in str(w.message)]
+
+
+def test_an_impossible_number_of_repeats_is_refused():
+    with pytest.raises(ValueError, match="aux_repeats is 0"):
+        make_criterion(aux_repeats=0)
 
 
 # --- edges ---

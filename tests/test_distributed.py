@@ -50,16 +50,17 @@ def torchrun(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:an image has")
 @pytest.mark.parametrize("micro_batches", [1, worker.IMAGES_PER_RANK])
+@pytest.mark.parametrize("aux_repeats", worker.AUX_REPEATS)
 @pytest.mark.parametrize("case", worker.TARGET_COUNTS)
 def test_gradients_and_losses_are_those_of_one_process_with_the_joined_batch(
-    torchrun, case, micro_batches
+    torchrun, case, micro_batches, aux_repeats
 ):
     features, targets = worker.joined_batch(worker.TARGET_COUNTS[case])
     expected, expected_losses = worker.step(
-        worker.Heads(), worker.make_criterion(), features, targets
+        worker.Heads(), worker.make_criterion(aux_repeats), features, targets
     )
     for rank in (0, 1):
-        grads, losses = torchrun["gradients"][rank][f"{case}, {micro_batches}"]
+        grads, losses = torchrun["gradients"][rank][case, micro_batches, aux_repeats]
         assert grads.keys() == expected.keys()
         for name, value in expected.items():
             assert (grads[name] - value).abs().max() < JOINED_GRADIENTS, name
@@ -70,9 +71,9 @@ def test_gradients_and_losses_are_those_of_one_process_with_the_joined_batch(
 def test_gradients_differ_where_each_process_counts_for_itself(torchrun):
     """The comparison above can fail: local counts give other gradients when one rank is empty."""
     features, targets = worker.joined_batch(worker.TARGET_COUNTS["one rank empty"])
-    expected = torchrun["gradients"][0]["one rank empty, 1"][0]
+    expected = torchrun["gradients"][0]["one rank empty", 1, 1][0]
     size = worker.IMAGES_PER_RANK
-    model, criterion = worker.Heads(), worker.make_criterion()
+    model, criterion = worker.Heads(), worker.make_criterion(aux_repeats=1)
     first, _ = worker.step(model, criterion, features[:size], targets[:size])
     second, _ = worker.step(model, criterion, features[size:], targets[size:])
     difference = max(

@@ -26,6 +26,16 @@ def test_packs_in_order_with_offsets_on_the_host():
     assert packed.num_matched(1) == 2
 
 
+def test_repeated_targets_stay_with_their_image():
+    packed = pack_targets([target([1, 2], [BOX, BOX]), target([], []), target([3], [BOX])])
+    repeated = packed.repeated(3, num_queries=4)
+    assert repeated.labels.tolist() == [1, 2, 1, 2, 3, 3, 3]
+    assert repeated.sizes == (4, 0, 3)
+    assert repeated.boxes.shape == (7, 4)
+    overfull = packed.repeated(3, num_queries=1)
+    assert overfull.labels.tolist() == [1, 2, 3]
+
+
 @pytest.mark.parametrize("boxes", [torch.empty(0), torch.empty(0, 4), torch.empty(0, dtype=int)])
 def test_empty_images_of_any_shape_are_accepted(boxes):
     packed = validate_targets(

@@ -38,6 +38,7 @@ _RECIPE_OPTIONS = {
     "bbox_loss_coef": (float, "weight of the L1 loss"),
     "giou_loss_coef": (float, "weight of the generalised IoU loss"),
     "eos_coef": (float, "weight of the no-object class"),
+    "aux_repeats": (int, "queries of an auxiliary layer that learn each target"),
     "short_side": (int, "short side of the images in pixels; random sizes scale with it"),
     "max_size": (int, "largest long side of the images in pixels"),
     "train_images": (int, "number of generated training images"),

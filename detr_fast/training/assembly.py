@@ -26,7 +26,7 @@ _COCO_SHORT_SIDE = 800
 _CHANGEABLE = {
     *("epochs", "lr_drop", "clip_max_norm", "batch_size", "accumulate", "amp", "nonfinite"),
     *("set_cost_class", "set_cost_bbox", "set_cost_giou"),
-    *("bbox_loss_coef", "giou_loss_coef", "eos_coef"),
+    *("bbox_loss_coef", "giou_loss_coef", "eos_coef", "aux_repeats"),
     *("augment", "short_side", "max_size", "train_images", "val_images"),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,12 +41,14 @@ class LossNormalizer:
         class_weight: sum of the class weights of all queries.
         matched: number of matched targets.
         images: number of images.
+        auxiliary: the same for the auxiliary layers where these repeat the targets, else None.
     """
 
     boxes: float | Tensor
     class_weight: float | Tensor
     matched: float | Tensor
     images: float | Tensor
+    auxiliary: LossNormalizer | None = None
 
 
 class SetCriterion(nn.Module):
@@ -71,9 +73,13 @@ class SetCriterion(nn.Module):
             and the same with `_0`, `_1`... for the auxiliary layers (see `auxiliary_weights`).
         eos_coef: class weight of no-object in the classification loss; the other classes have 1.
         losses: which to compute, of "labels", "boxes", "cardinality".
+        aux_repeats: how many queries of an auxiliary layer learn each target, as far as there are
+            enough queries. With more than 1 only the last layer learns to give one answer an
+            object, and the others learn from more examples: the hybrid layer scheme of Jia et al.,
+            CVPR 2023, section 3. Their losses are normalised by the repeated targets.
 
     Raises:
-        ValueError: for an unknown name in `losses` or `weight_dict`.
+        ValueError: for an unknown name in `losses` or `weight_dict`, or `aux_repeats` below 1.
         TypeError: if the matcher cannot match all layers at once.
     """
 
@@ -84,8 +90,11 @@ class SetCriterion(nn.Module):
         weight_dict: Mapping[str, float],
         eos_coef: float,
         losses: Sequence[str],
+        aux_repeats: int = 1,
     ):
         super().__init__()
+        if aux_repeats < 1:
+            raise ValueError(f"aux_repeats is {aux_repeats}; expected at least 1")
         for loss in losses:
             if loss not in _TERMS:
                 raise ValueError(_unknown("loss", loss, _TERMS))
@@ -104,6 +113,7 @@ class SetCriterion(nn.Module):
         self.weight_dict = dict(weight_dict)
         self.eos_coef = eos_coef
         self.losses = list(losses)
+        self.aux_repeats = aux_repeats
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = eos_coef
         self.register_buffer("empty_weight", empty_weight)
@@ -143,10 +153,25 @@ class SetCriterion(nn.Module):
         ).to(logits.device)
         if normalizer is None:
             normalizer = self.normalizer(packed, logits.shape[2])
+        if self.aux_repeats == 1 or len(logits) == 1:
+            return _by_layer(self._compute(logits, boxes, packed, normalizer))
+        repeated = packed.repeated(self.aux_repeats, logits.shape[2])
+        earlier = self._compute(logits[:-1], boxes[:-1], repeated, normalizer.auxiliary)
+        last = self._compute(logits[-1:], boxes[-1:], packed, normalizer)
+        return _by_layer(
+            {
+                name: torch.cat((earlier[name], value)) if value.dim() else value
+                for name, value in last.items()
+            }
+        )
+
+    def _compute(
+        self, logits: Tensor, boxes: Tensor, packed: PackedTargets, normalizer: LossNormalizer
+    ) -> dict[str, Tensor]:
+        """Losses of some layers: (S,) by name, and the class error of the last of them, ()."""
         matches = _Matches.of(
             self.matcher.match_layers(logits, boxes, packed), packed, boxes.shape[2]
         )
-
         computed: dict[str, Tensor] = {}
         for loss in self.losses:
             if loss == "labels":
@@ -155,7 +180,7 @@ class SetCriterion(nn.Module):
                 computed |= _regression(boxes, packed, matches, normalizer)
             else:
                 computed |= _cardinality(logits, packed, normalizer)
-        return _by_layer(computed)
+        return computed
 
     def normalizer(
         self,
@@ -178,20 +203,34 @@ class SetCriterion(nn.Module):
             The normalizer for `forward`.
         """
         packed = targets if isinstance(targets, PackedTargets) else pack_targets(targets)
-        counts: Sequence[float | Tensor] = (
-            sum(packed.sizes),
-            packed.num_matched(num_queries),
-            packed.num_images,
-        )
+        sets = [packed]
+        if self.aux_repeats > 1:
+            sets.append(packed.repeated(self.aux_repeats, num_queries))
+        counts: Sequence[float | Tensor] = [
+            count
+            for each in sets
+            for count in (sum(each.sizes), each.num_matched(num_queries), each.num_images)
+        ]
         processes = distributed.world_size() if over_processes else 1
-        if processes == 1:
-            total, matched, images = counts
-            boxes = max(total, 1)
-        else:
+        if processes > 1:
             # One row of integers, so that nothing is rounded before the division.
             row = torch.tensor(counts).to(device or packed.labels.device, non_blocking=True)
-            total, matched, images = distributed.all_reduce_sum(row).double() / processes
-            boxes = total.clamp(min=1 / processes)
+            counts = (distributed.all_reduce_sum(row).double() / processes).unbind()
+        last, *auxiliary = (
+            self._divisors(*counts[i : i + 3], num_queries, processes)
+            for i in range(0, len(counts), 3)
+        )
+        return replace(last, auxiliary=auxiliary[0]) if auxiliary else last
+
+    def _divisors(
+        self,
+        boxes: float | Tensor,
+        matched: float | Tensor,
+        images: float | Tensor,
+        num_queries: int,
+        processes: int,
+    ) -> LossNormalizer:
+        boxes = boxes.clamp(min=1 / processes) if isinstance(boxes, Tensor) else max(boxes, 1)
         class_weight = matched + self.eos_coef * (images * num_queries - matched)
         return LossNormalizer(boxes, class_weight, matched, images)
 

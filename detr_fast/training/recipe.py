@@ -27,6 +27,7 @@ class Recipe:
             published weights.
         dropout: Dropout of the transformer.
         aux_loss: Whether every decoder layer is supervised, not only the last.
+        aux_repeats: How many queries of an auxiliary layer learn each target; see `SetCriterion`.
         lr: Learning rate of everything but the backbone.
         lr_backbone: Learning rate of the backbone; 0 freezes it.
         weight_decay: Decoupled weight decay of AdamW.
@@ -65,6 +66,7 @@ class Recipe:
     pretrained_backbone: bool = True
     dropout: float = 0.1
     aux_loss: bool = True
+    aux_repeats: int = 1
     lr: float = 1e-4
     lr_backbone: float = 1e-5
     weight_decay: float = 1e-4
@@ -100,7 +102,7 @@ class Recipe:
                     f"recipe: {name} is {getattr(self, name)!r}; expected one of "
                     f"{', '.join(map(repr, choices))}"
                 )
-        for name in ("epochs", "lr_drop", "batch_size", "accumulate"):
+        for name in ("epochs", "lr_drop", "batch_size", "accumulate", "aux_repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} is {getattr(self, name)}; expected at least 1")
         for name in ("lr", "lr_backbone", "weight_decay", "clip_max_norm", "eos_coef"):

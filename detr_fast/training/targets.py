@@ -96,6 +96,23 @@ class PackedTargets:
             self.image_ids,
         )
 
+    def repeated(self, times: int, num_queries: int) -> PackedTargets:
+        """The same targets several times over, image by image.
+
+        Args:
+            times: how often each target is there, at least 1; less often in an image in which that
+                would make more targets than queries.
+            num_queries: number of queries of an image.
+        """
+        sizes = self.offsets.diff()
+        fitting = (num_queries // sizes.clamp(min=1)).clamp(1, times)
+        offsets = torch.cat((self.offsets[:1], (sizes * fitting).cumsum(0)))
+        image = torch.repeat_interleave(torch.arange(self.num_images), offsets.diff())
+        place = torch.arange(len(image)) - offsets[image]
+        index = self.offsets[image] + place % sizes[image]
+        index = index.to(self.labels.device, non_blocking=True)
+        return PackedTargets(self.labels[index], self.boxes[index], offsets, self.image_ids)
+
     def image_name(self, image: int) -> str:
         """Names an image in a message, by its id where the target brought one."""
         identity = self.image_ids[image] if self.image_ids else None

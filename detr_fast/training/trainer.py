@@ -385,6 +385,7 @@ def build_criterion(model: nn.Module, recipe: Recipe) -> SetCriterion:
         auxiliary_weights(recipe.loss_weights(), layers),
         recipe.eos_coef,
         ["labels", "boxes", "cardinality"],
+        recipe.aux_repeats,
     )
 
 
