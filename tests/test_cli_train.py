@@ -10,6 +10,7 @@ import yaml
 from detr_fast.cli.main import main
 from detr_fast.data.shapes import write_shapes
 from detr_fast.models.checkpoint import load_checkpoint
+from detr_fast.training.recipe import preset
 from detr_fast.training.run_folder import RunFolder
 
 SMALL = ["--hidden_dim=16", "--nheads=2", "--enc_layers=1", "--dec_layers=2"]
@@ -81,7 +82,7 @@ def test_nothing_to_do(trained, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lr=1"], "lr is 0.001 in"),
+        (["--lr=1"], f"lr is {preset('shapes').lr} in"),
         (["--hidden_dim=32"], "model_options is"),
         (["--weights=detr_tiny"], "resume and weights are both given"),
     ],
@@ -168,7 +169,7 @@ def test_arguments_are_strict(arguments, message, capsys):
         (["--device=cuda:99"], "device is 'cuda:99' but torch sees"),
         (["--device=tpu0"], "device is 'tpu0'; expected cpu, cuda or cuda:N"),
         (["--model=detr_demo"], "detr_demo takes neither"),
-        ([*SMALL, "--train_images=2"], "the training set has 2 images but a step takes 16"),
+        ([*SMALL, "--train_images=2"], "the training set has 2 images but a step takes "),
         (["--amp=fp16", *SHAPES], "amp is 'fp16' on device 'cpu'"),
         (["--resume=nowhere.pth"], "no checkpoint at nowhere.pth"),
     ],

@@ -1,5 +1,6 @@
 """set_matching: the cheapest matching of every set and image, and nothing leaks between them."""
 
+import itertools
 import math
 
 import pytest
@@ -38,7 +39,7 @@ def test_is_the_assignment_of_the_cost(dtype, class_cost):
     queries = set_matching(*inputs, **options)
     cost = matching_cost(*inputs, **options)
     bounds = inputs[-1].tolist()
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in itertools.pairwise(bounds):
         assert torch.equal(queries[:, low:high], linear_assignment(cost[:, low:high]))
 
 

@@ -1,6 +1,6 @@
 """Generated detection data: coloured shapes on textured backgrounds, in COCO's format.
 
-Every scene is a pure function of `(seed, index)`: nothing is downloaded, nothing is stored unless
+Every scene is a pure function of `(seed, index)`: nothing is downloaded, nothing is written unless
 `write_shapes` is asked to. The annotated box is that of an object's visible pixels, as a COCO
 annotator would draw it, and no object is hidden by more than half.
 """
@@ -27,6 +27,9 @@ SHAPES_LABEL_MAP = LabelMap(
 _SUPERSAMPLING = 2
 _MIN_VISIBLE = 0.5
 _PLACEMENT_ATTEMPTS = 20
+# Small enough for a CPU to learn from: a scene of 64 x 64 pixels is one of 8 x 8 tokens.
+_SIDE = (48, 64)
+_OBJECTS = (1, 3)
 
 
 class SceneObject(NamedTuple):
@@ -43,9 +46,7 @@ class SceneObject(NamedTuple):
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Tight box of the visible pixels: x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
-        rows = np.flatnonzero(self.mask.any(1))
-        columns = np.flatnonzero(self.mask.any(0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return _bounds(self.mask)
 
 
 class Scene(NamedTuple):
@@ -58,8 +59,8 @@ class Scene(NamedTuple):
 def render_scene(
     seed: int,
     index: int,
-    side: tuple[int, int] = (96, 128),
-    objects: tuple[int, int] = (1, 5),
+    side: tuple[int, int] = _SIDE,
+    objects: tuple[int, int] = _OBJECTS,
 ) -> Scene:
     """Renders scene `index` of the series `seed`.
 
@@ -76,25 +77,36 @@ def render_scene(
     rng = np.random.default_rng((seed, index))
     height, width = (int(value) for value in rng.integers(side[0], side[1], 2, endpoint=True))
     image = _background(rng, height, width)
-    shapes: list[tuple[int, np.ndarray]] = []
+    labels: list[int] = []
+    areas: list[int] = []
     visible: list[np.ndarray] = []
     for _ in range(int(rng.integers(objects[0], objects[1], endpoint=True))):
-        placed = _place(rng, height, width, [mask > 127 for _, mask in shapes], visible)
+        placed = _place(rng, height, width, areas, visible)
         if placed is None:
             continue
         label, coverage = placed
         solid = coverage > 127
         visible = [mask & ~solid for mask in visible] + [solid]
-        shapes.append((label, coverage))
-        image = _paint(rng, image, coverage)
+        labels.append(label)
+        areas.append(int(solid.sum()))
+        _paint(rng, image, coverage)
     return Scene(
         np.clip(np.rint(image), 0, 255).astype(np.uint8),
-        [SceneObject(label, mask) for (label, _), mask in zip(shapes, visible, strict=True)],
+        [SceneObject(label, mask) for label, mask in zip(labels, visible, strict=True)],
     )
 
 
+class _Sample(NamedTuple):
+    """What a scene leaves behind for training; its masks would be most of its memory."""
+
+    image: torch.Tensor
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    areas: torch.Tensor
+
+
 class ShapesDataset(Dataset):
-    """Generated scenes as a detection data set, rendered on access.
+    """Generated scenes as a detection data set, rendered on first access and kept in memory.
 
     Args:
         length: Number of images.
@@ -115,8 +127,8 @@ class ShapesDataset(Dataset):
         length: int,
         seed: int = 0,
         transform: Callable[[Any, dict], tuple[Any, dict]] | None = None,
-        side: tuple[int, int] = (96, 128),
-        objects: tuple[int, int] = (1, 5),
+        side: tuple[int, int] = _SIDE,
+        objects: tuple[int, int] = _OBJECTS,
     ) -> None:
         if length < 0:
             raise ValueError(f"length of a shapes data set is {length}; expected 0 or more")
@@ -129,6 +141,7 @@ class ShapesDataset(Dataset):
         self.transform = transform
         self.side = side
         self.objects = objects
+        self._samples: dict[int, _Sample] = {}
 
     def __len__(self) -> int:
         return self.length
@@ -144,46 +157,56 @@ class ShapesDataset(Dataset):
         return render_scene(self.seed, index, self.side, self.objects)
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
-        scene = self.scene(index)
-        height, width = scene.image.shape[:2]
-        count = len(scene.objects)
+        sample = self._sample(index)
+        height, width = sample.image.shape[-2:]
         target = {
             "boxes": tv_tensors.BoundingBoxes(
-                torch.tensor([o.box for o in scene.objects], dtype=torch.float32).reshape(count, 4),
-                format="XYXY",
-                canvas_size=(height, width),
+                sample.boxes.clone(), format="XYXY", canvas_size=(height, width)
             ),
-            "labels": torch.tensor([o.label for o in scene.objects], dtype=torch.int64),
+            "labels": sample.labels.clone(),
             "image_id": torch.tensor([index]),
-            "area": torch.tensor([float(o.mask.sum()) for o in scene.objects]),
-            "iscrowd": torch.zeros(count, dtype=torch.int64),
+            "area": sample.areas.clone(),
+            "iscrowd": torch.zeros_like(sample.labels),
             "orig_size": torch.tensor([height, width]),
             "size": torch.tensor([height, width]),
         }
-        image = tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1))
+        image = tv_tensors.Image(sample.image.clone())
         if self.transform is not None:
             return self.transform(image, target)
         return image, target
+
+    def _sample(self, index: int) -> _Sample:
+        if index not in self._samples:
+            image, objects = self.scene(index)
+            boxes = torch.tensor([o.box for o in objects], dtype=torch.float32)
+            self._samples[index] = _Sample(
+                torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+                boxes.reshape(len(objects), 4),
+                torch.tensor([o.label for o in objects], dtype=torch.int64),
+                torch.tensor([float(o.mask.sum()) for o in objects]),
+            )
+        return self._samples[index]
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         """The whole set's annotations as a COCO detection JSON dict."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index in range(self.length):
-            scene = self.scene(index)
-            height, width = scene.image.shape[:2]
+            sample = self._sample(index)
+            height, width = sample.image.shape[-2:]
             images.append(
                 {"id": index, "file_name": _file_name(index), "height": height, "width": width}
             )
-            for instance in scene.objects:
-                x0, y0, x1, y1 = instance.box
+            for (x0, y0, x1, y1), label, area in zip(
+                sample.boxes.tolist(), sample.labels.tolist(), sample.areas.tolist(), strict=True
+            ):
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": index,
-                        "category_id": self.label_map.category_id(instance.label),
+                        "category_id": self.label_map.category_id(label),
                         "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": int(instance.mask.sum()),
+                        "area": area,
                         "iscrowd": 0,
                     }
                 )
@@ -227,31 +250,32 @@ def _file_name(index: int) -> str:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Muted colour clouds under fine grain, float64 (height, width, 3)."""
+    """Muted colour clouds under fine grain, float32 (height, width, 3)."""
     cells = rng.uniform(-45, 45, (int(rng.integers(2, 9)), int(rng.integers(2, 9)), 3))
     clouds = np.clip(rng.uniform(70, 185, 3) + cells, 0, 255).astype(np.uint8)
     smooth = Image.fromarray(clouds).resize((width, height), Image.Resampling.BICUBIC)
-    grain = rng.normal(0, rng.uniform(2, 10), (height, width, 1))
-    return np.asarray(smooth, dtype=np.float64) + grain
+    deviation = np.float32(rng.uniform(2, 10))
+    grain = rng.standard_normal((height, width, 1), dtype=np.float32) * deviation
+    return np.asarray(smooth, dtype=np.float32) + grain
 
 
 def _place(
     rng: np.random.Generator,
     height: int,
     width: int,
-    full: list[np.ndarray],
+    areas: list[int],
     visible: list[np.ndarray],
 ) -> tuple[int, np.ndarray] | None:
     """A label and a coverage map, uint8 (height, width), hiding no earlier object too much."""
     for _ in range(_PLACEMENT_ATTEMPTS):
         label = int(rng.integers(len(SHAPES_LABEL_MAP.names)))
-        radius = rng.uniform(0.1, 0.3) * min(height, width)
+        radius = rng.uniform(0.2, 0.36) * min(height, width)
         centre = rng.uniform((radius, radius), (width - radius, height - radius))
         coverage = _rasterise(rng, label, radius, centre, height, width)
         solid = coverage > 127
         if all(
-            (seen & ~solid).sum() >= _MIN_VISIBLE * whole.sum()
-            for whole, seen in zip(full, visible, strict=True)
+            np.count_nonzero(seen & ~solid) >= _MIN_VISIBLE * area
+            for area, seen in zip(areas, visible, strict=True)
         ):
             return label, coverage
     return None
@@ -303,12 +327,20 @@ def _regular(corners: int) -> np.ndarray:
     return np.stack((np.cos(angles), np.sin(angles)), 1)
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    """Paints a saturated colour with slight shading where `coverage` says."""
-    colour = np.full(3, rng.uniform(0, 70))
+def _paint(rng: np.random.Generator, image: np.ndarray, coverage: np.ndarray) -> None:
+    """Paints a saturated colour with slight shading onto `image` where `coverage` says."""
+    colour = np.full(3, rng.uniform(0, 70), dtype=np.float32)
     first, second = rng.permutation(3)[:2]
     colour[first] = rng.uniform(190, 255)
     colour[second] = rng.uniform(0, 255)
-    shade = 1 + np.linspace(-0.15, 0.15, image.shape[0])[:, None, None] * rng.choice((-1, 1))
-    alpha = coverage[:, :, None] / 255.0
-    return image * (1 - alpha) + colour * shade * alpha
+    shade = np.linspace(0.85, 1.15, image.shape[0], dtype=np.float32)[:: rng.choice((-1, 1))]
+    x0, y0, x1, y1 = _bounds(coverage > 0)
+    alpha = coverage[y0:y1, x0:x1, None] * np.float32(1 / 255)
+    painted = image[y0:y1, x0:x1]
+    painted += alpha * (colour * shade[y0:y1, None, None] - painted)
+
+
+def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of a mask that is not empty, x1 and y1 exclusive."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

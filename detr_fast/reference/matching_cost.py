@@ -1,5 +1,7 @@
 """The matching cost of DETR and of its focal descendants, image by image."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -81,7 +83,7 @@ def _class_term(logits: Tensor, kind: str, alpha: float, gamma: float, eps: floa
 
 
 def _check_offsets(bounds: list[int], targets: int) -> None:
-    ascending = all(low <= high for low, high in zip(bounds, bounds[1:], strict=False))
+    ascending = all(low <= high for low, high in itertools.pairwise(bounds))
     if bounds[0] != 0 or bounds[-1] != targets or not ascending:
         raise ValueError(
             f"offsets are {bounds}, but must ascend from 0 to the number of targets, {targets}."

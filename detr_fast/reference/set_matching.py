@@ -1,5 +1,7 @@
 """Matching of predictions with targets: the cost, then an assignment for every set and image."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,6 @@ def set_matching(
     cost = torch.where(cost.isfinite(), cost, non_finite_cost)
     bounds = offsets.tolist()
     queries = torch.empty(cost.shape[:2], dtype=torch.int64, device=cost.device)
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in itertools.pairwise(bounds):
         queries[:, low:high] = linear_assignment(cost[:, low:high])
     return queries

@@ -1,0 +1,109 @@
+"""csrc/lap.h alone, compiled by the host compiler: sanitizers, several lanes, SciPy's optima."""
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from problems import KINDS, optimum, problem
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+PROGRAM = Path(__file__).with_name("lap_test.cpp")
+KERNELS = [str(source) for source in sorted(CSRC.glob("cpu/kernels*.cpp"))]
+CXX = shutil.which("g++")
+
+pytestmark = pytest.mark.skipif(
+    CXX is None or sys.platform != "linux", reason="needs g++ and Linux"
+)
+
+
+def write_problems(path: Path, count: int, largest: int, seed: int) -> Path:
+    """Writes problems of every kind and their optimal costs as lap_test.cpp reads them."""
+    rng = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        for k in range(count):
+            rows, columns = (int(n) for n in rng.integers(0, largest + 1, 2))
+            cost = problem(rng, rows, columns, KINDS[k % len(KINDS)])
+            if k % 4 == 0:
+                cost = cost.astype(np.float64)
+            if k % 50 == 49 and cost.size:
+                cost[rng.integers(rows), rng.integers(columns)] = rng.choice([np.nan, -np.inf])
+            expected = optimum(cost)
+            file.write(struct.pack("iii", rows, columns, cost.itemsize))
+            file.write(struct.pack("d", np.nan if expected is None else expected))
+            file.write(cost.tobytes())
+    return path
+
+
+def build(folder: Path, *flags: str, include: Path = CSRC, sources: tuple[str, ...] = ()) -> Path:
+    program = folder / "lap_test"
+    command = [CXX, "-std=c++20", "-Wall", "-Wextra", "-pthread", f"-I{include}", *flags]
+    done = subprocess.run(
+        [*command, str(PROGRAM), *sources, "-o", str(program)], capture_output=True, text=True
+    )
+    if "cannot find -l" in done.stderr:
+        pytest.skip(f"the compiler has no library for {' '.join(flags)}")
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    return program
+
+
+def run(program: Path, problems: Path, *lanes: int) -> subprocess.CompletedProcess:
+    # Lanes that race may wait for each other for ever: the first race ends the program.
+    environ = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+    command = [str(program), str(problems), *map(str, lanes)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environ)
+
+
+def test_optimal_and_equal_for_any_lanes_without_undefined_behaviour(tmp_path):
+    """One lane, threads as lanes and the SIMD kernels, under ASan and UBSan."""
+    program = build(
+        tmp_path,
+        "-O1",
+        "-g",
+        "-ffp-contract=off",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-DWITH_CPU_KERNELS",
+        sources=KERNELS,
+    )
+    done = run(program, write_problems(tmp_path / "many", 1500, 48, seed=1))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "portable: 1500 problems, 0 wrong" in done.stdout
+    done = run(program, write_problems(tmp_path / "few", 42, 12, seed=2), 1, 4, 32)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "32 threads: 42 problems, 0 wrong" in done.stdout
+    done = run(program, write_problems(tmp_path / "large", 12, 300, seed=3), 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def build_with_thread_sanitizer(folder: Path, include: Path = CSRC) -> Path:
+    return build(folder, "-O1", "-g", "-fsanitize=thread", include=include)
+
+
+def test_no_data_race_between_lanes(tmp_path):
+    program = build_with_thread_sanitizer(tmp_path)
+    done = run(program, write_problems(tmp_path / "problems", 42, 12, seed=4), 4)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ThreadSanitizer" not in done.stderr
+
+
+SYNC = re.compile(r"lanes_\.sync\(\);")
+
+
+@pytest.mark.parametrize("removed", range(len(SYNC.findall((CSRC / "lap.h").read_text()))))
+def test_every_barrier_is_needed(tmp_path, removed):
+    """Without any one sync() ThreadSanitizer reports a race, so the test above can fail."""
+    text = (CSRC / "lap.h").read_text()
+    place = list(SYNC.finditer(text))[removed]
+    (tmp_path / "lap.h").write_text(text[: place.start()] + text[place.end() :])
+    shutil.copy(CSRC / "host_device.h", tmp_path)
+    program = build_with_thread_sanitizer(tmp_path, include=tmp_path)
+    done = run(program, write_problems(tmp_path / "problems", 42, 12, seed=4), 4)
+    assert done.returncode != 0
+    assert "ThreadSanitizer: data race" in done.stderr
