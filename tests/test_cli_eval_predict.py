@@ -182,12 +182,12 @@ def test_predict_draws_and_writes_coco_json(weights, pictures, tmp_path, capsys)
     assert sorted(path.name for path in output.iterdir()) == names
     results = json.loads((output / "detections.json").read_text())
     assert [image["id"] for image in results["images"]] == [1, 2, 3]
-    assert len(results["annotations"]) == 3 * 25
-    assert len({annotation["id"] for annotation in results["annotations"]}) == 3 * 25
+    assert len(results["annotations"]) == 3 * 16
+    assert len({annotation["id"] for annotation in results["annotations"]}) == 3 * 16
     assert {category["name"] for category in results["categories"]} == set(SHAPES_LABEL_MAP.names)
     size = Image.open(pictures / "a.png").size
     assert (results["images"][0]["width"], results["images"][0]["height"]) == size
-    assert "75 objects in 3 images" in capsys.readouterr().out
+    assert "48 objects in 3 images" in capsys.readouterr().out
 
 
 def test_predict_results_are_read_by_pycocotools(weights, pictures, tmp_path, capsys):

@@ -27,8 +27,9 @@ SHAPES_LABEL_MAP = LabelMap(
 _SUPERSAMPLING = 2
 _MIN_VISIBLE = 0.5
 _PLACEMENT_ATTEMPTS = 20
-# Small enough for a CPU to learn from: a scene of 64 x 64 pixels is one of 8 x 8 tokens.
-_SIDE = (48, 64)
+# Small enough for a CPU to learn from: 8 x 8 tokens at a stride of 8. Of one size, so that a small
+# model need not also learn what padding does to its features.
+_SIDE = (64, 64)
 _OBJECTS = (1, 3)
 
 
