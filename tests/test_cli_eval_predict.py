@@ -197,7 +197,7 @@ def test_predict_results_are_read_by_pycocotools(weights, pictures, tmp_path, ca
     arguments = ["--weights", weights, "--threshold", "0", "--output", str(output)]
     assert main(["predict", str(pictures / "a.png"), *arguments]) == 0
     coco = COCO(str(output / "detections.json"))
-    assert len(coco.loadAnns(coco.getAnnIds(imgIds=[1]))) == 25
+    assert len(coco.loadAnns(coco.getAnnIds(imgIds=[1]))) == 16
 
 
 def test_predict_keeps_images_of_one_name_apart(weights, pictures, tmp_path):

@@ -345,14 +345,15 @@ def test_model_that_trains_is_put_in_evaluation_mode(detector):
 
 @pytest.mark.parametrize("size", [(48, 64), (50, 67), (64, 30), (1, 17)])
 def test_attention_of_the_same_detections_as_predict(small_model, size):
+    stride = small_model.backbone[0].stride
     detector = Detector(small_model, "cpu", preprocess=NATIVE)
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     maps = detector.attention(image, threshold=0)
     found = detector.predict(image, threshold=0)
     assert np.array_equal(maps.detections.boxes_xyxy, found.boxes_xyxy)
-    cells = [-(-side // 16) for side in size]
+    cells = [-(-side // stride) for side in size]
     assert maps.weights.shape == (len(found), *cells)
-    assert maps.covered == (size[0] / 16, size[1] / 16)
+    assert maps.covered == (size[0] / stride, size[1] / stride)
     assert maps.weights.sum((1, 2)) == pytest.approx(np.ones(len(found)), abs=1e-5)
     assert maps.plot(width=64).width >= 64
 

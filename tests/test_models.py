@@ -361,11 +361,11 @@ def test_attention_maps_leave_the_predictions_untouched(tiny):
     for key in ("pred_logits", "pred_boxes"):
         assert torch.equal(plain[key], mapped[key])
     encoder, decoder = mapped["attention"]["encoder"], mapped["attention"]["decoder"]
-    assert encoder.shape == (2, 8, 5, 6, 5, 6)
-    assert decoder.shape == (3, 2, 8, 10, 5, 6)
+    assert encoder.shape == (2, 8, 10, 12, 10, 12)
+    assert decoder.shape == (3, 2, 8, 10, 10, 12)
     close(decoder.sum((-2, -1)), torch.ones_like(decoder[..., 0, 0]))
-    assert not decoder[:, 1, ..., 3:].any()  # 48 of 96 pixels: 3 of 6 columns
-    assert not encoder[1, ..., 3:].any()
+    assert not decoder[:, 1, ..., 6:].any()  # 48 of 96 pixels: 6 of 12 columns
+    assert not encoder[1, ..., 6:].any()
 
 
 def test_dropout_acts_in_training_alone(tiny):
