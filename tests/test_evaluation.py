@@ -9,6 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from evaluation_cases import (
+    CATEGORIES,
+    DOG,
+    LABELS,
+    Copying,
+    Counting,
+    copying_case,
+    detections,
+    evaluate_on_rank,
+    ground_truth,
+)
 from tolerances import COCO_AP
 from torch import nn
 
@@ -17,33 +28,7 @@ from detr_fast.evaluation.coco import STAT_NAMES, CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
 from detr_fast.evaluation.report import render, to_json
 
-CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 40, "name": "emu"}]
 ONE = pytest.approx(1, abs=COCO_AP)
-LABELS = LabelMap.contiguous(CATEGORIES)
-CAT, DOG = LABELS.index(7), LABELS.index(3)
-
-
-def ground_truth(boxes, categories=None, image_ids=None):
-    """COCO-format dictionary of (x, y, w, h) boxes, without the fields that may be absent."""
-    categories = categories or [7] * len(boxes)
-    image_ids = image_ids or [1] * len(boxes)
-    return {
-        "images": [{"id": i, "width": 100, "height": 100} for i in sorted({1, *image_ids})],
-        "annotations": [
-            {"bbox": list(box), "category_id": c, "image_id": i}
-            for box, c, i in zip(boxes, categories, image_ids, strict=True)
-        ],
-        "categories": CATEGORIES,
-    }
-
-
-def detections(boxes, labels=None, scores=None):
-    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return {
-        "boxes": boxes,
-        "labels": torch.tensor(labels or [CAT] * len(boxes), dtype=torch.int64),
-        "scores": torch.tensor(scores or [0.9] * len(boxes)),
-    }
 
 
 def summarize(truth, predictions, label_map=LABELS):
@@ -287,62 +272,6 @@ def test_real_annotations_shifted_by_a_quarter_of_their_width(coco_val):
 # evaluate
 
 
-class Copying(nn.Module):
-    """Predicts the boxes that stand in the batch, with their class, at logit 5."""
-
-    def __init__(self, config=None):
-        super().__init__()
-        self.config = config or {}
-        self.seen_training = []
-
-    def forward(self, batch):
-        self.seen_training.append(self.training)
-        labels = batch[..., 4].long()
-        logits = 5 * nn.functional.one_hot(labels, len(LABELS) + 1).float()
-        return {"pred_logits": logits, "pred_boxes": batch[..., :4]}
-
-
-class Counting(nn.Module):
-    """A criterion whose losses are easy to average by hand; the error is n/a on odd batches."""
-
-    weight_dict = {"loss_ce": 1, "loss_bbox": 5, "loss_bbox_0": 5}  # noqa: RUF012
-
-    def __init__(self):
-        super().__init__()
-        self.batches = 0
-
-    def normalizer(self, targets, num_queries, over_processes):
-        assert not over_processes
-        return len(targets)
-
-    def total(self, losses):
-        return sum(weight * losses[name] for name, weight in self.weight_dict.items())
-
-    def forward(self, outputs, targets, normalizer):
-        assert outputs["pred_logits"].dtype == torch.float32
-        assert normalizer == 1
-        self.batches += 1
-        value = torch.tensor(float(self.batches))
-        error = torch.tensor(40.0 if self.batches % 2 == 0 else math.nan)
-        return {
-            "loss_ce": value,
-            "loss_bbox": value / 10,
-            "loss_bbox_0": value / 100,
-            "class_error": error,
-            "cardinality_error": value * 2,
-        }
-
-
-def copying_case(images=4):
-    """Ground truth with one cat an image, and the batches that make `Copying` find it."""
-    truth = ground_truth([(10, 20, 40, 60)] * images, image_ids=list(range(1, images + 1)))
-    query = torch.tensor([[[0.3, 0.5, 0.4, 0.6, CAT]]])
-    return truth, [
-        (query.clone(), [{"image_id": torch.tensor([i]), "orig_size": torch.tensor([100, 100])}])
-        for i in range(1, images + 1)
-    ]
-
-
 def test_evaluate_gives_ap_and_the_losses_of_the_original_log():
     truth, batches = copying_case()
     model = Copying()
@@ -453,24 +382,11 @@ def test_json_has_null_for_what_is_not_available():
 # Processes
 
 
-def _evaluate_on_rank(rank, port, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    truth, batches = copying_case(5)
-    # As a sampler that pads would deal them: image 1 comes twice.
-    mine = [batches[i] for i in ([0, 2, 4], [1, 3, 0])[rank]]
-    stats = evaluate(Copying(), mine, CocoEvaluator(truth, LABELS), Counting())
-    (folder / f"{rank}.json").write_text(json.dumps(stats))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_give_the_figures_of_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_evaluate_on_rank, args=(port, tmp_path), nprocs=2)
+    mp.spawn(evaluate_on_rank, args=(port, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert str(first) == str(second)
     assert first["images"] == 5
