@@ -1,6 +1,9 @@
 """The command line: its strict parser, the handling of errors, and `detr-fast env`."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -282,3 +285,31 @@ def test_env_text_of_a_machine_with_a_gpu():
     assert "in use; gcc 12.2.0, C++17, OpenMP, torch 2.11.0" in shown
     assert "CUDA kernels for 9.0+PTX, toolkit 13.0 at /usr/local/cuda" in shown
     assert shown.endswith("slow on a GPU: b, c (no kernel)")
+
+
+# README
+
+
+def _readme_commands() -> list[list[str]]:
+    """The arguments of every `detr-fast` in the README's shell blocks and inline commands."""
+    text = Path(__file__).parents[1].joinpath("README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition(" # ")[0] for block in blocks for line in block.splitlines()]
+    lines += [span for span in re.findall(r"`([^`\n]+)`", text) if span.startswith("detr-fast ")]
+    starts = ("detr-fast ", "-m detr_fast ")
+    return [
+        shlex.split(command.partition(start)[2])
+        for line in lines
+        for command in line.split("&&")
+        for start in starts
+        if start in command
+    ]
+
+
+@pytest.mark.parametrize("arguments", _readme_commands(), ids=" ".join)
+def test_the_commands_of_the_readme_are_understood(arguments):
+    build_parser().parse_args(arguments)
+
+
+def test_the_readme_shows_the_main_verbs():
+    assert {"demo", "env", "eval", "predict", "train"} <= {a[0] for a in _readme_commands()}

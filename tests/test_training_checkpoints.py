@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh_process import run_python
 from run_toy_training import resumable_run
 from toy_training import LABELS, ToyDataset, toy_model, toy_recipe
 
@@ -265,6 +267,40 @@ def test_a_limit_of_the_system_keeps_the_previous_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+@pytest.mark.parametrize("moment", ["write", "replace"])
+def test_a_kill_while_writing_keeps_the_previous_checkpoint(tmp_path, moment):
+    """Killed after a part of the bytes, and between the last byte and the final name."""
+    path = tmp_path / "last.pth"
+    write_checkpoint({"model": {"weight": torch.ones(2)}}, path)
+    before = path.read_bytes()
+    killed = run_python(
+        f"""
+import os, signal, sys, torch
+from detr_fast.training.checkpoints import write_checkpoint
+
+def kill(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save_a_part(checkpoint, file):
+    file.write(b"half a checkpoint")
+    file.flush()
+    kill()
+
+if {moment!r} == "write":
+    torch.save = save_a_part
+else:
+    os.replace = kill
+write_checkpoint({{"model": {{"weight": torch.zeros(5000)}}}}, sys.argv[1])
+""",
+        tmp_path,
+        str(path),
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert path.read_bytes() == before
+    write_checkpoint({"model": {"weight": torch.full((2,), 2.0)}}, path)
+    assert load_checkpoint(path).model["weight"].tolist() == [2, 2]
 
 
 def test_a_folder_that_is_not_there(tmp_path):
