@@ -174,6 +174,11 @@ def test_curves_of_incomplete_records(records, tmp_path):
     assert plot_log(records, tmp_path / "a.png").stat().st_size > 10_000
 
 
+def test_curves_count_epochs_from_1_as_the_progress_lines_do(tmp_path):
+    path = plot_log([record(0), record(1)], tmp_path / "a.svg")
+    assert "2 epochs; best AP 0.100 in epoch 2" in path.read_text()
+
+
 def test_curves_keep_out_of_the_global_state_of_matplotlib(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     plot_log([record(0)], tmp_path / "a.png")

@@ -75,6 +75,11 @@ def _read(path: str | os.PathLike) -> list[dict]:
     return records
 
 
+def _number(record: Mapping, position: int) -> int:
+    """The epoch as people count; logs count from 0, as the original's do."""
+    return record.get("epoch", position) + 1
+
+
 def _line(axis, records, field: str, label: str, colour: str, index: int | None = None) -> bool:
     """Draw one field over the epochs that have it; False if none has."""
     points = []
@@ -84,7 +89,7 @@ def _line(axis, records, field: str, label: str, colour: str, index: int | None 
             # The figures of COCO are -1 where there is nothing to measure.
             value = value[index] if value[index] is not None and value[index] >= 0 else None
         if value is not None and math.isfinite(value):
-            points.append((record.get("epoch", position), value))
+            points.append((_number(record, position), value))
     if points:
         # A single epoch makes no line, so it gets a dot.
         marker = "o" if len(points) < 3 else None
@@ -128,7 +133,7 @@ def _learning_rate(axis, records) -> None:
 
 def _summary(records) -> str:
     best = [
-        (values[0], record.get("epoch", position))
+        (values[0], _number(record, position))
         for position, record in enumerate(records)
         if (values := record.get("test_coco_eval_bbox"))
         and values[0] is not None
