@@ -14,7 +14,8 @@ from detr_fast import build_model
 from detr_fast.data.batching import NestedTensor, nested_tensor_from_images
 from detr_fast.data.shapes import SHAPES_LABEL_MAP
 from detr_fast.models.attention import MultiheadAttention
-from detr_fast.models.backbone import Backbone, feature_mask
+from detr_fast.models.backbone import Backbone
+from detr_fast.models.padding import feature_mask
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr_fast.models.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 

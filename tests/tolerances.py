@@ -25,3 +25,10 @@ MODEL_REASSOCIATED_FLOAT64 = 1e-12
 # A small untrained model under 16-bit autocast against float32, logits and boxes of order one;
 # measured at most 0.014, in bfloat16.
 MODEL_AUTOCAST = 0.05
+# A padded batch against its images one by one: masked keys change the order of sums in attention,
+# and the size of the canvas the blocking of convolutions. Through a whole model of order one.
+EXACT_BATCH_FLOAT64 = 1e-12
+EXACT_BATCH_LOGITS_FLOAT32 = 1e-4
+EXACT_BATCH_BOXES_FLOAT32 = 1e-5
+# COCO AP of 24 pictures, which rounding may move by the rank of one detection.
+EXACT_BATCH_AP = 1e-3

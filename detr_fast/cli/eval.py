@@ -34,7 +34,13 @@ def add_parser(subparsers) -> None:
         "--batch_size",
         type=int,
         default=1,
-        help="images of one batch of one process; at 1 no padding changes the result",
+        help="images of one batch of one process; beyond 1 padding changes the result, "
+        "unless with --exact_batches",
+    )
+    run.add_argument(
+        "--exact_batches",
+        action="store_true",
+        help="give each image of a batch what it gets alone, whatever its padding",
     )
     run.add_argument("--num_workers", type=int, default=0, help="loader processes")
     run.add_argument("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one")
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     source = args.weights or args.model or shipped
     device = open_device(args.device)
     try:
-        loaded = load_for_detection(source, args.model)
+        loaded = load_for_detection(source, args.model, exact_batches=args.exact_batches)
         dataset = _dataset(args, loaded)
         ground_truth = dataset.ground_truth()
         recipe = Recipe().with_known_fields(loaded.training_args)

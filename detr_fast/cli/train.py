@@ -19,6 +19,7 @@ _MODEL_OPTIONS = {
 _MODEL_SWITCHES = {
     "dilation": "dilate the last stage of the backbone (DC5)",
     "pre_norm": "normalise before each block of the transformer",
+    "exact_batches": "give each image of a batch what it gets alone, whatever its padding",
 }
 _RECIPE_OPTIONS = {
     "model": (str, "name of the zoo"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DC5_NOTE = (
     "note: this model dilates its last stage (DC5) and the batch size is {batch_size}. With the "
     "original's padding masks its AP depends on the batch size; batch size 1 gives the published "
-    "figures."
+    "figures, and so does exact_batches with any."
 )
 
 
@@ -63,8 +63,10 @@ def evaluate(
         ValueError: if the loader gave no batch.
     """
     batch_size = getattr(loader, "batch_size", None) or 1
-    config = getattr(getattr(model, "module", model), "config", None) or {}  # also of a DDP model
-    if batch_size > 1 and config.get("dilation") and _rank() == 0:
+    detector = getattr(model, "module", model)  # also of a DDP model
+    dilated = (getattr(detector, "config", None) or {}).get("dilation")
+    exact = getattr(detector, "exact_batches", False)
+    if batch_size > 1 and dilated and not exact and _rank() == 0:
         _print_once(DC5_NOTE.format(batch_size=batch_size))
     roots = [root for root in (model, criterion) if root is not None]
     modes = [(module, module.training) for root in roots for module in root.modules()]

@@ -27,6 +27,8 @@ class Detector:
             path or URL of a checkpoint; or a model, which is put in evaluation mode.
         device: where to run; the GPU if there is one, otherwise the CPU.
         name: the zoo's name of the model, for a file of weights that does not say it.
+        exact_batches: give every image what it gets alone, whatever batch it comes in; without it
+            a model keeps the rule it has, by default the original's. See `DETR`.
         preprocess: to what size images are brought. By default what the checkpoint says, and if it
             does not, a short side of 800 and a long side of at most 1333 pixels (Carion et al.,
             ECCV 2020, section 4).
@@ -37,7 +39,8 @@ class Detector:
 
     Raises:
         FileNotFoundError: if there is neither such a name nor such a checkpoint.
-        ValueError: if the checkpoint cannot be used; the message says why.
+        ValueError: if the checkpoint cannot be used; the message says why. If `exact_batches` is
+            asked of a model that does not have it.
 
     Example:
         >>> detector = Detector("detr_resnet50")
@@ -51,12 +54,17 @@ class Detector:
         device: torch.device | str | None = None,
         *,
         name: str | None = None,
+        exact_batches: bool = False,
         preprocess: Preprocess | None = None,
     ):
         if isinstance(model, nn.Module):
+            if exact_batches:
+                if not hasattr(model, "exact_batches"):
+                    raise ValueError(f"{type(model).__name__} has no exact_batches")
+                model.exact_batches = True
             loaded = Loaded(model, label_map_of(model), Preprocess())
         else:
-            loaded = load_for_detection(model, name)
+            loaded = load_for_detection(model, name, exact_batches=exact_batches)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
@@ -78,8 +86,8 @@ class Detector:
                 images, a batch in four dimensions, or a folder, whose image files are taken in the
                 order of their names. The rotation noted in EXIF is applied.
             threshold: the least score of an object that is returned, in [0, 1].
-            batch_size: images that go through the model at once. With the original's padding masks
-                the result depends a little on the other images of a batch, with DC5 models much.
+            batch_size: images that go through the model at once. Without `exact_batches` the
+                result depends a little on the other images of a batch, with DC5 models much.
 
         Returns:
             `Detections` for an image; for several a list of them, in order, empty for none.

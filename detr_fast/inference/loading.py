@@ -49,7 +49,9 @@ class Loaded:
         return self.model.label_map is not None or self.label_map is COCO_LABEL_MAP
 
 
-def load_for_detection(source: str | os.PathLike, name: str | None = None) -> Loaded:
+def load_for_detection(
+    source: str | os.PathLike, name: str | None = None, *, exact_batches: bool = False
+) -> Loaded:
     """Load a model with its weights, class names and image size.
 
     Args:
@@ -57,6 +59,7 @@ def load_for_detection(source: str | os.PathLike, name: str | None = None) -> Lo
             checkpoint of this package or of the original DETR.
         name: the zoo's name of the model, for weights that do not say which model they are of; the
             numbers of classes and queries come from the weights.
+        exact_batches: switch on `DETR.exact_batches`; otherwise it is as the checkpoint says.
 
     Returns:
         The model and what belongs to it; see `label_map_of` for a checkpoint without class names.
@@ -77,6 +80,8 @@ def load_for_detection(source: str | os.PathLike, name: str | None = None) -> Lo
         config = {"name": name, **_sizes(checkpoint.model)}
     elif name is not None:
         _refuse_contradictions(source, zoo_entry(name), config)
+    if exact_batches:
+        config = {**config, "exact_batches": True}
     model = build_model(**config)
     load_weights(model, checkpoint.model, strict=True)
     if checkpoint.label_map is not None:

@@ -1,14 +1,14 @@
-"""The convolutional backbone: a torchvision ResNet without its head, and the masks it carries."""
+"""The convolutional backbone: a torchvision ResNet without its head, on batches with padding."""
 
 from functools import partial
 
-import torch
-import torch.nn.functional as F
 import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
+from .padded_resnet import padded_resnet
+from .padding import feature_mask, grid_mask, image_extents
 from .suggestion import did_you_mean
 
 _NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
@@ -82,31 +82,31 @@ class EncodedBackbone(nn.Sequential):
     def __init__(self, backbone: Backbone, position_encoding: nn.Module):
         super().__init__(backbone, position_encoding)
 
-    def forward(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward(
+        self, images: Tensor, mask: Tensor | None, exact: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Features, their padding and their position encoding.
 
         Args:
             images: (B, 3, H, W), normalised.
             mask: (B, H, W) bool, True on padding; None where no image has any.
+            exact: give each image the features and the padding that it has alone, see
+                `padded_resnet` and `grid_mask`; otherwise what the original gives it.
 
         Returns:
-            Features (B, C, Hf, Wf); their mask (B, Hf, Wf) or None; encoding (B, E, Hf, Wf).
+            Features (B, C, Hf, Wf), their mask (B, Hf, Wf) or None, and their position encoding
+            (B, E, Hf, Wf).
         """
         backbone, position_encoding = self
-        features = backbone(images)
-        if mask is not None:
+        if mask is None:
+            features = backbone(images)
+        elif exact:
+            features, extents = padded_resnet(backbone.body, images, image_extents(mask))
+            mask = grid_mask(extents, features.shape[-2:])
+        else:
+            features = backbone(images)
             mask = feature_mask(mask, features.shape[-2:])
         return features, mask, position_encoding(features, mask)
-
-
-def feature_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Padding of a feature map, (B, H, W) -> (B, *size) bool, by nearest interpolation.
-
-    This is the original's rule, which its published AP rests on: the map has ceil(h * Hf / H)
-    valid rows where the image alone would have ceil(h / stride), so that a batch does not
-    reproduce its images one by one exactly.
-    """
-    return F.interpolate(mask[None].float(), size=size).to(torch.bool)[0]
 
 
 def _resnet(name: str, norm: str, dilated_stage: int | None, weights: str | None) -> ResNet:

@@ -34,6 +34,9 @@ class DETR(nn.Module):
         position_embedding: "sine" or "learned" (at most 50 x 50 tokens).
         dilation: dilate the last stage of the backbone instead of striding (DC5).
         aux_loss: return the predictions of every decoder layer, not of the last alone.
+        exact_batches: give every image of a padded batch the predictions that it gets alone. The
+            original does not, and its published AP is that of its own rule; `exact_batches` can
+            also be set as an attribute later.
         backbone: a torchvision ResNet's name, or "resnet_tiny".
         backbone_norm: "frozen" or "batch", see `Backbone`.
         backbone_stage: last stage of the ResNet used, 2, 3 or 4.
@@ -66,6 +69,7 @@ class DETR(nn.Module):
         position_embedding: str = "sine",
         dilation: bool = False,
         aux_loss: bool = True,
+        exact_batches: bool = False,
         backbone: str = "resnet50",
         backbone_norm: str = "frozen",
         backbone_stage: int = 4,
@@ -99,6 +103,7 @@ class DETR(nn.Module):
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.aux_loss = aux_loss
+        self.exact_batches = exact_batches
         self.label_map: LabelMap | None = None
         self.config: dict | None = None
 
@@ -139,7 +144,7 @@ class DETR(nn.Module):
             ValueError: a tensor of another rank, other than 3 channels, or no image.
         """
         images, mask = batch_images(samples)
-        features, mask, pos = self.backbone(images, mask)
+        features, mask, pos = self.backbone(images, mask, self.exact_batches)
         states, _, attention = self.transformer(
             self.input_proj(features), mask, self.query_embed.weight, pos, return_attention
         )

@@ -35,6 +35,13 @@ def define(schema: str, reference: Callable, fake: Callable) -> Callable:
     return getattr(torch.ops.detr_fast, name).default
 
 
+def define_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Gives an operation of this library a gradient; see `torch.library.register_autograd`."""
+    torch.library.register_autograd(
+        f"detr_fast::{name}", backward, setup_context=setup_context, lib=_library
+    )
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raises a TypeError unless `tensor` is a floating tensor of a supported dtype."""
     if tensor.dtype not in FLOATING:
