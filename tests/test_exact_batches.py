@@ -3,8 +3,8 @@
 import pytest
 import tolerances
 import torch
+from random_models import model_with_statistics
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from detr_fast import Detector, build_model
 from detr_fast.data.batching import NestedTensor, nested_tensor_from_images
@@ -23,22 +23,6 @@ from detr_fast.models.padding import feature_mask, grid_mask, image_extents
 SIZES = ((192, 267), (267, 200), (160, 301), (64, 97))
 FAST = ("detr_resnet50", "detr_resnet50_dc5")
 SLOW = ("detr_resnet101", "detr_resnet101_dc5")
-
-
-def model_with_statistics(name: str, **options) -> nn.Module:
-    """A random model whose normalisations are as far from the identity as trained ones."""
-    torch.manual_seed(0)
-    model = build_model(name, num_classes=7, enc_layers=2, dec_layers=2, **options).eval()
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
-            for buffer, low, high in (
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.5, 0.5),
-                (module.running_mean, -0.5, 0.5),
-                (module.running_var, 0.5, 1.5),
-            ):
-                nn.init.uniform_(buffer, low, high)
-    return model
 
 
 @pytest.fixture(

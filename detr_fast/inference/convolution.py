@@ -1,0 +1,74 @@
+"""Convolution, normalisation, sum and ReLU in one kernel, with weights in any floating type."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+Norm = FrozenBatchNorm2d | nn.BatchNorm2d
+
+
+class FusedConvolution(nn.Module):
+    """`relu(norm(conv(x)) + other)` of trained modules that change no more.
+
+    The normalisation is folded into weight and bias in float64, so that folding costs no precision
+    beyond the final type. cuDNN on a GPU, oneDNN on a CPU; where torch has neither, its own
+    convolution, sum and ReLU one after another.
+
+    Args:
+        conv: without bias.
+        norm: what follows it, in evaluation mode.
+        relu: whether a ReLU follows.
+        dtype: of the weights and of what comes in and goes out.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: Norm, relu: bool, dtype: torch.dtype):
+        super().__init__()
+        weight, bias = folded(conv, norm)
+        self.weight = nn.Buffer(weight.to(dtype).contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Buffer(bias.to(dtype))
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.relu = relu
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), channels last, and perhaps a summand -> the same of the output."""
+        geometry = (self.stride, self.padding, self.dilation)
+        if x.is_cuda:
+            return self._by_cudnn(x, other, *geometry)
+        if torch.backends.mkldnn.is_available():
+            return self._by_onednn(x, other, *geometry)
+        out = F.conv2d(x, self.weight, self.bias, *geometry)
+        if other is not None:
+            out += other
+        return out.relu_() if self.relu else out
+
+    def _by_cudnn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
+        if not self.relu:
+            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation)
+        arguments = (self.bias, stride, padding, dilation, 1)
+        if other is None:
+            return torch.cudnn_convolution_relu(x, self.weight, *arguments)
+        return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, *arguments)
+
+    def _by_onednn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        if self._packed is None:
+            # oneDNN's own order of the weights, which it would otherwise make in every call.
+            self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
+                self.weight.to_mkldnn(), padding, stride, dilation, 1, x.shape
+            )
+        arguments = (self._packed, self.bias, padding, stride, dilation, 1)
+        unary = "relu" if self.relu else None
+        if other is None:
+            return convolve(x, *arguments, unary or "none", [], "")
+        return convolve.binary(x, other, *arguments, "add", 1.0, unary, [], None)
+
+
+def folded(conv: nn.Conv2d, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Weight (O, I, h, w) and bias (O,) in float64 of a convolution and the norm behind it."""
+    if conv.bias is not None or conv.groups != 1:
+        raise ValueError(f"cannot fold {conv}: it has a bias or groups")
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    bias = norm.bias.double() - norm.running_mean.double() * scale
+    return conv.weight.detach().double() * scale[:, None, None, None], bias.detach()

@@ -1,0 +1,218 @@
+"""A trained DETR transformer with everything that does not depend on the image computed ahead.
+
+* Positions join queries and keys only: `(x + pos) W = x W + pos W`. What positions contribute is a
+  table that is computed in float32 and added to one product with all of a layer's projections.
+* Keys and values of all decoder layers come from the same memory: one product makes them all.
+* The first decoder layer begins with zeros, and attention among equal values gives that value: its
+  self-attention, and the cross-attention's queries, are the same for every image.
+* Only the last decoder layer is read.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.attention import MultiheadAttention
+from ..models.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer
+
+
+class FusedTransformer(nn.Module):
+    """Encoder and decoder without gradients; see the module.
+
+    Args:
+        transformer: trained, in either order of normalisation.
+        query_embed: (Q, E), the learned positions of the queries.
+        dtype: of weights and activations.
+    """
+
+    def __init__(self, transformer: Transformer, query_embed: Tensor, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+        encoder, decoder = transformer.encoder, transformer.decoder
+        self.encoder_layers = nn.ModuleList(_EncoderLayer(x, dtype) for x in encoder.layers)
+        self.encoder_norm = _copied(encoder.norm, dtype) if encoder.norm else nn.Identity()
+        self.decoder_layers = nn.ModuleList(
+            _DecoderLayer(x, query_embed, dtype) for x in decoder.layers
+        )
+        self.decoder_norm = _copied(decoder.norm, dtype)
+        crosses = [layer.multihead_attn for layer in decoder.layers]
+        keys = [cross.in_proj_weight.chunk(3)[1] for cross in crosses]
+        values = [cross.in_proj_weight.chunk(3)[2] for cross in crosses]
+        value_biases = [cross.in_proj_bias.chunk(3)[2] for cross in crosses]
+        key_biases = [cross.in_proj_bias.chunk(3)[1] for cross in crosses]
+        self.memory_weight = nn.Buffer(_detached(torch.cat([*keys, *values]), dtype))
+        self.memory_bias = nn.Buffer(_detached(torch.cat([*key_biases, *value_biases]), dtype))
+        queries_and_keys = [
+            layer.self_attn.in_proj_weight[: 2 * layer.self_attn.embed_dim]
+            for layer in encoder.layers
+        ]
+        self.position_weight = nn.Buffer(_detached(torch.cat([*queries_and_keys, *keys])))
+        first = decoder.layers[0]
+        start, start_query = _constant_start(first, query_embed)
+        self.start = nn.Buffer(_detached(start, dtype))
+        self.start_query = nn.Buffer(_detached(start_query, dtype))
+
+    def position_tables(self, positions: Tensor) -> list[Tensor]:
+        """What the positions of the grid contribute to every layer's queries and keys.
+
+        An encoding that is a sum of one over rows and one over columns, as both of DETR's are, is
+        known by its first row and its first column, and so is its product with the weights.
+
+        Args:
+            positions: (B or 1, E, Hf, Wf) float32, the position encoding.
+
+        Returns:
+            One table (B or 1, Hf * Wf, 2 E) for each encoder layer, and one with the keys of all
+            decoder layers, (B or 1, Hf * Wf, S * E).
+        """
+        rows = positions[..., 0].transpose(1, 2) @ self.position_weight.T
+        columns = positions[:, :, 0].transpose(1, 2) @ self.position_weight.T
+        rows = rows - columns[:, :1]
+        width = 2 * positions.shape[1]
+        widths = [width] * len(self.encoder_layers)
+        widths.append(self.position_weight.shape[0] - sum(widths))
+        return [
+            (r[:, :, None] + c[:, None]).to(self.dtype).flatten(1, 2)
+            for r, c in zip(rows.split(widths, -1), columns.split(widths, -1), strict=True)
+        ]
+
+    def forward(self, tokens: Tensor, tables: list[Tensor], valid: Tensor | None) -> Tensor:
+        """Decodes the object queries of every image.
+
+        Args:
+            tokens: (B, L, E), projected backbone features, in `dtype`.
+            tables: see `position_tables`.
+            valid: (B, 1, 1, L) bool, False on padding; None where no image has any.
+
+        Returns:
+            Normalised states of the last decoder layer, (B, Q, E).
+        """
+        for layer, table in zip(self.encoder_layers, tables[:-1], strict=True):
+            tokens = layer(tokens, table, valid)
+        memory = self.encoder_norm(tokens)
+        keys, values = F.linear(memory, self.memory_weight, self.memory_bias).chunk(2, -1)
+        count = len(self.decoder_layers)
+        keys = (keys + tables[-1]).chunk(count, -1)
+        batch = memory.shape[0]
+        states = self.start.expand(batch, *self.start_query.shape[:1], -1)
+        query = self.start_query.expand(batch, -1, -1)
+        for i, (layer, value) in enumerate(
+            zip(self.decoder_layers, values.chunk(count, -1), strict=True)
+        ):
+            if i > 0:
+                states, query = layer.attend_to_queries(states)
+            states = layer.attend_to_memory(states, query, keys[i], value, valid)
+        return self.decoder_norm(states)
+
+
+class _EncoderLayer(nn.Module):
+    def __init__(self, layer: TransformerEncoderLayer, dtype: torch.dtype):
+        super().__init__()
+        self.pre_norm = layer.pre_norm
+        self.heads = layer.self_attn.num_heads
+        self.weight = nn.Buffer(_detached(layer.self_attn.in_proj_weight, dtype))
+        self.bias = nn.Buffer(_detached(layer.self_attn.in_proj_bias, dtype))
+        self.out = _copied(layer.self_attn.out_proj, dtype)
+        self.norm1, self.norm2 = _copied(layer.norm1, dtype), _copied(layer.norm2, dtype)
+        self.feed_forward = _FeedForward(layer, dtype)
+
+    def forward(self, x: Tensor, table: Tensor, valid: Tensor | None) -> Tensor:
+        projected = F.linear(self.norm1(x) if self.pre_norm else x, self.weight, self.bias)
+        projected[..., : table.shape[-1]] += table
+        x = x + self.out(_attend(*projected.chunk(3, -1), self.heads, valid))
+        if self.pre_norm:
+            return x + self.feed_forward(self.norm2(x))
+        x = self.norm1(x)
+        return self.norm2(x + self.feed_forward(x))
+
+
+class _DecoderLayer(nn.Module):
+    def __init__(self, layer: TransformerDecoderLayer, query_embed: Tensor, dtype: torch.dtype):
+        super().__init__()
+        self.pre_norm = layer.pre_norm
+        self.heads = layer.self_attn.num_heads
+        self.weight = nn.Buffer(_detached(layer.self_attn.in_proj_weight, dtype))
+        self.table = nn.Buffer(_detached(_query_table(layer.self_attn, query_embed, "qk"), dtype))
+        self.out = _copied(layer.self_attn.out_proj, dtype)
+        weight = layer.multihead_attn.in_proj_weight.chunk(3)[0]
+        self.cross_weight = nn.Buffer(_detached(weight, dtype))
+        self.cross_table = nn.Buffer(
+            _detached(_query_table(layer.multihead_attn, query_embed, "q"), dtype)
+        )
+        self.cross_out = _copied(layer.multihead_attn.out_proj, dtype)
+        self.norm1, self.norm2 = _copied(layer.norm1, dtype), _copied(layer.norm2, dtype)
+        self.norm3 = _copied(layer.norm3, dtype)
+        self.feed_forward = _FeedForward(layer, dtype)
+
+    def attend_to_queries(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """States (B, Q, E) -> states, and what they ask of the memory, (B, Q, E)."""
+        value = self.norm1(states) if self.pre_norm else states
+        projected = F.linear(value, self.weight) + self.table
+        states = states + self.out(_attend(*projected.chunk(3, -1), self.heads, None))
+        states = states if self.pre_norm else self.norm1(states)
+        query = self.norm2(states) if self.pre_norm else states
+        return states, F.linear(query, self.cross_weight) + self.cross_table
+
+    def attend_to_memory(
+        self, states: Tensor, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        states = states + self.cross_out(_attend(query, key, value, self.heads, valid))
+        if self.pre_norm:
+            return states + self.feed_forward(self.norm3(states))
+        states = self.norm2(states)
+        return self.norm3(states + self.feed_forward(states))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, layer: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.linear1 = _copied(layer.linear1, dtype)
+        self.linear2 = _copied(layer.linear2, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.linear1(x).relu_())
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, valid: Tensor | None) -> Tensor:
+    """(B, L, E), (B, K, E), (B, K, E) -> (B, L, E)."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=valid).transpose(1, 2).flatten(2)
+
+
+def _query_table(attention: MultiheadAttention, query_embed: Tensor, parts: str) -> Tensor:
+    """What the learned positions add to these projections of the queries' states, biases too."""
+    width = attention.embed_dim
+    positions = query_embed @ attention.in_proj_weight[: len(parts) * width].T
+    positions = positions + attention.in_proj_bias[: len(parts) * width]
+    if parts == "q":
+        return positions
+    return F.pad(positions, (0, width)) + F.pad(attention.in_proj_bias[2 * width :], (2 * width, 0))
+
+
+def _constant_start(layer: TransformerDecoderLayer, query_embed: Tensor) -> tuple[Tensor, Tensor]:
+    """The first layer's states (1, 1, E) after self-attention, and its queries (Q, E)."""
+    attention = layer.self_attn
+    zeros = query_embed.new_zeros(1, 1, attention.embed_dim)
+    value = layer.norm1(zeros) if layer.pre_norm else zeros
+    weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
+    states = attention.out_proj(F.linear(value, weight, bias))
+    states = states if layer.pre_norm else layer.norm1(states)
+    query = layer.norm2(states) if layer.pre_norm else states
+    cross = layer.multihead_attn
+    table = _query_table(cross, query_embed, "q")
+    return states, F.linear(query[0], cross.in_proj_weight.chunk(3)[0]) + table
+
+
+def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A linear layer or norm of its own, in `dtype`, that does not learn."""
+    if isinstance(module, nn.Linear):
+        copy = nn.Linear(module.in_features, module.out_features, dtype=dtype, device="meta")
+    else:
+        copy = nn.LayerNorm(module.normalized_shape, module.eps, dtype=dtype, device="meta")
+    copy = copy.to_empty(device=module.weight.device)
+    copy.load_state_dict(module.state_dict())
+    return copy.requires_grad_(False).eval()
+
+
+def _detached(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return tensor.detach().to(dtype, copy=True)

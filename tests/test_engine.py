@@ -1,0 +1,166 @@
+"""The engine: the model's own predictions, whatever the precision, the batch and the options."""
+
+import pytest
+import tolerances
+import torch
+from random_models import model_with_statistics
+from torch import nn
+
+from detr_fast import build_model
+from detr_fast.data.batching import nested_tensor_from_images
+from detr_fast.inference import engine as engine_module
+from detr_fast.inference.convolution import FusedConvolution, folded
+from detr_fast.inference.engine import Engine
+
+MODELS = {
+    "R50": ("detr_resnet50", {}),
+    "DC5": ("detr_resnet50_dc5", {}),
+    "pre-norm": ("detr_resnet50", {"pre_norm": True}),
+    "learned positions": ("detr_resnet50", {"position_embedding": "learned"}),
+    "one decoder layer": ("detr_resnet50", {"dec_layers": 1}),
+    "no encoder": ("detr_resnet50", {"enc_layers": 0}),
+    "basic blocks": ("detr_tiny", {}),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    name, options = MODELS[request.param]
+    return model_with_statistics(name, **options)
+
+
+def images(*sizes):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(3, *size, generator=generator) for size in sizes]
+
+
+MIXED = ((96, 133), (130, 80))
+
+
+@torch.no_grad()
+def differences(model: nn.Module, engine: Engine, batch) -> tuple[float, float]:
+    expected, actual = model(batch), engine(batch)
+    return tuple(
+        (actual[key] - expected[key]).abs().max().item() for key in ("pred_logits", "pred_boxes")
+    )
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["compatible", "exact"])
+def test_float32_is_the_model(model, exact):
+    model.exact_batches = exact
+    engine = Engine(model)
+    assert engine.exact_batches == exact
+    for batch in (images(*MIXED), images(MIXED[0]), images(MIXED[1]), images(*MIXED)):
+        logits, boxes = differences(model, engine, batch)
+        assert logits <= tolerances.ENGINE_LOGITS_FLOAT32
+        assert boxes <= tolerances.ENGINE_BOXES_FLOAT32
+
+
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bf16")
+def test_bf16_is_near_the_model(model):
+    logits, boxes = differences(model, Engine(model, "bf16"), images(*MIXED))
+    assert logits <= tolerances.ENGINE_LOGITS_BF16
+    assert boxes <= tolerances.ENGINE_BOXES_BF16
+
+
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bf16")
+def test_predictions_are_float32_whatever_goes_in():
+    model = model_with_statistics("detr_tiny")
+    for precision in ("fp32", "bf16"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            outputs = Engine(model, precision)([image.to(dtype) for image in images(*MIXED)])
+            assert set(outputs) == {"pred_logits", "pred_boxes"}
+            assert all(output.dtype == torch.float32 for output in outputs.values())
+
+
+def test_every_form_of_a_batch():
+    model = model_with_statistics("detr_tiny")
+    engine = Engine(model)
+    same = images(MIXED[0], MIXED[0])
+    for batch in (same, torch.stack(same), nested_tensor_from_images(images(*MIXED))):
+        assert max(differences(model, engine, batch)) <= tolerances.ENGINE_BOXES_FLOAT32
+
+
+def test_an_exact_image_is_the_same_in_every_batch():
+    model = model_with_statistics("detr_resnet50", exact_batches=True)
+    engine = Engine(model)
+    batch = images(*MIXED)
+    together = engine(batch)
+    for b, image in enumerate(batch):
+        alone = engine([image])
+        for key, tolerance in (
+            ("pred_logits", tolerances.EXACT_BATCH_LOGITS_FLOAT32),
+            ("pred_boxes", tolerances.EXACT_BATCH_BOXES_FLOAT32),
+        ):
+            torch.testing.assert_close(together[key][b], alone[key][0], rtol=0, atol=tolerance)
+
+
+def test_the_model_is_left_as_it_was_and_not_followed():
+    model = model_with_statistics("detr_tiny").double().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    engine = Engine(model)
+    expected = engine(images(MIXED[0]))
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    outputs = engine(images(MIXED[0]))
+    assert all(torch.equal(outputs[key], expected[key]) for key in outputs)
+
+
+def test_position_tables_of_many_sizes_are_not_all_kept(monkeypatch):
+    monkeypatch.setattr(engine_module, "_KEPT_GRIDS", 2)
+    model = model_with_statistics("detr_tiny")
+    engine = Engine(model)
+    for size in ((64, 64), (64, 96), (96, 64), (64, 64)):
+        assert max(differences(model, engine, images(size))) <= tolerances.ENGINE_BOXES_FLOAT32
+    assert list(engine._tables) == [(12, 8), (8, 8)]
+
+
+def test_folding_keeps_float64():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False).double()
+    norm = nn.BatchNorm2d(5).double()
+    for buffer in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        nn.init.uniform_(buffer, 0.5, 2)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    weight, bias = folded(conv, norm.eval())
+    actual = nn.functional.conv2d(x, weight, bias, 2, 1)
+    torch.testing.assert_close(actual, norm(conv(x)), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("summand", [True, False])
+def test_fused_convolution(onednn, relu, summand, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    conv = nn.Conv2d(3, 5, 3, stride=2, padding=2, dilation=2, bias=False)
+    norm = nn.BatchNorm2d(5).eval()
+    x = torch.randn(2, 3, 9, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = norm(conv(x))
+        other = torch.randn_like(expected) if summand else None
+        if summand:
+            expected += other
+        if relu:
+            expected.relu_()
+        before = None if other is None else other.clone()
+        actual = FusedConvolution(conv, norm, relu, torch.float32)(x, other)
+    torch.testing.assert_close(actual, expected)
+    assert other is None or torch.equal(other, before)
+
+
+def test_what_cannot_be_made_fast_is_explained(monkeypatch):
+    model = model_with_statistics("detr_tiny")
+    with pytest.raises(TypeError, match="made of a DETR; got a DETRDemo"):
+        Engine(build_model("detr_demo"))
+    with pytest.raises(ValueError, match="precision is 'int8'; expected one of 'fp32'"):
+        Engine(model, "int8")
+    with pytest.raises(ValueError, match="fp16 is slower than fp32 on a CPU"):
+        Engine(model, "fp16")
+    monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: False)
+    with pytest.warns(UserWarning, match="no instructions for bf16"):
+        Engine(model, "bf16")
