@@ -8,7 +8,7 @@ from detr_fast import build_model
 
 
 def model_with_statistics(name: str, **options) -> nn.Module:
-    """A random model whose normalisations are far from the identity, with features of up to about 7."""
+    """A random model with normalisations far from the identity and features of up to about 7."""
     torch.manual_seed(0)
     options = {"num_classes": 7, "enc_layers": 2, "dec_layers": 2, **options}
     model = build_model(name, **options).eval()

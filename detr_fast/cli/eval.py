@@ -45,6 +45,11 @@ def add_parser(subparsers) -> None:
     run.add_argument("--num_workers", type=int, default=0, help="loader processes")
     run.add_argument("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one")
     run.add_argument("--amp", choices=list(_AUTOCAST), default="no", help="autocast of the model")
+    run.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "fp16"],
+        help="evaluate the engine in this precision instead of the model",
+    )
     run.add_argument("--output", metavar="FILE", help="write the figures to this JSON file too")
 
 
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.coco import CocoEvaluator
     from ..evaluation.evaluate import evaluate
     from ..evaluation.report import render, to_json
+    from ..inference.engine import Engine
     from ..inference.loading import load_for_detection
     from ..training import distributed
     from ..training.assembly import open_device
@@ -72,8 +78,11 @@ def run(args: argparse.Namespace) -> int:
         ground_truth = dataset.ground_truth()
         recipe = Recipe().with_known_fields(loaded.training_args)
         autocast = _AUTOCAST[args.amp]
+        model = loaded.model.to(device)
+        if args.precision is not None:
+            model = Engine(model, args.precision)
         figures = evaluate(
-            loaded.model.to(device),
+            model,
             _loader(args, dataset),
             CocoEvaluator(ground_truth, dataset.label_map),
             build_criterion(loaded.model, recipe).to(device),

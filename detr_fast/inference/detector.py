@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.transforms import val_transform
+from .engine import Engine
 from .images import list_sources, read_image, to_pil
 from .loading import Loaded, Preprocess, label_map_of, load_for_detection
 from .postprocess import PostProcess
 from .results import AttentionMaps, Detections
+from .verify import Parity, compare
 
 
 class Detector:
@@ -27,6 +29,9 @@ class Detector:
             path or URL of a checkpoint; or a model, which is put in evaluation mode.
         device: where to run; the GPU if there is one, otherwise the CPU.
         name: the zoo's name of the model, for a file of weights that does not say it.
+        precision: "fp32", "bf16" or "fp16" to detect with an `Engine`, which is faster and differs
+            from the model by rounding (`verify` tells by how much); None to run the model as it
+            is, and follow it if it is trained on.
         exact_batches: give every image what it gets alone, whatever batch it comes in; without it
             a model keeps the rule it has, by default the original's. See `DETR`.
         preprocess: to what size images are brought. By default what the checkpoint says, and if it
@@ -54,6 +59,7 @@ class Detector:
         device: torch.device | str | None = None,
         *,
         name: str | None = None,
+        precision: str | None = None,
         exact_batches: bool = False,
         preprocess: Preprocess | None = None,
     ):
@@ -69,6 +75,7 @@ class Detector:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.model = loaded.model.to(self.device).eval()
+        self._engine = None if precision is None else Engine(self.model, precision)
         self.label_map = loaded.label_map
         self.preprocess = preprocess or loaded.preprocess
         self._transform = val_transform(self.preprocess.short_side, self.preprocess.max_size)
@@ -142,11 +149,48 @@ class Detector:
         covered = (height / stride, width / stride)
         return AttentionMaps(detections, weights.cpu().numpy(), covered)
 
+    def verify(
+        self, source, threshold: float = 0.7, batch_size: int = 1, precision: str | None = None
+    ) -> Parity:
+        """Compare an engine with the model in float32 on images.
+
+        Args:
+            source, threshold, batch_size: as in `predict`.
+            precision: of the engine; by default the one that this detector has.
+
+        Returns:
+            The differences; its `faults(precision)` says in sentences what does not hold.
+
+        Raises:
+            ValueError, FileNotFoundError: as `predict`; also without an image and without a
+                precision.
+        """
+        _check_threshold(threshold)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        if precision is not None:
+            engine = Engine(self.model, precision)
+        elif self._engine is not None:
+            engine = self._engine
+        else:
+            raise ValueError("this detector has no engine to verify; name a precision")
+        self.model.eval()
+        sources, _ = list_sources(source)
+        if not sources:
+            raise ValueError("there is no image to compare on")
+        batches = (
+            self._batch([_read(image, start + i) for i, image in enumerate(chunk)])
+            for start in range(0, len(sources), batch_size)
+            for chunk in [sources[start : start + batch_size]]
+        )
+        return compare(self.model, engine, batches, threshold)
+
     def _predict_batch(self, sources: list, start: int | None, threshold: float):
         images = [
             _read(source, None if start is None else start + i) for i, source in enumerate(sources)
         ]
-        outputs = self.model(self._batch(images))
+        run = self._engine or self.model
+        outputs = run(self._batch(images))
         return [found for found, _ in self._detections(outputs, sources, images, threshold)]
 
     def _batch(self, images: list[Tensor]) -> list[Tensor]:
