@@ -212,39 +212,48 @@ struct SoftmaxStatistics {
   T inverse;  // of the sum of their exponentials relative to it; NaN if there is one among them
 };
 
-// Sums are kept in as many parts on every machine, so that they round alike: logit c is added to part
-// c % kSoftmaxParts in the order of c; then part k + h to part k for h = 8, 4, 2, 1.
+// Sums are kept in as many parts on every machine, so that they round alike. With `even` the largest
+// multiple of kSoftmaxParts in the number of logits and `rest` what is left: logit c < even is added
+// to part c % kSoftmaxParts, in the order of c, and logit even + k to part kSoftmaxParts - rest + k;
+// then part k + h to part k for h = 8, 4, 2, 1.
 constexpr int kSoftmaxParts = 16;
+
+template <int kHalf, class T, class Join>
+HOST_DEVICE static inline T join_parts(T* parts, const Join& join) {
+  for (int k = 0; k < kHalf; ++k) parts[k] = join(parts[k], parts[k + kHalf]);
+  if constexpr (kHalf > 1) join_parts<kHalf / 2>(parts, join);
+  return parts[0];
+}
 
 template <class T>
 HOST_DEVICE static inline SoftmaxStatistics<T> softmax_statistics(const T* logits,
                                                                   long long count) {
-  T high[kSoftmaxParts], sum[kSoftmaxParts], last[kSoftmaxParts];
-  const long long even = count / kSoftmaxParts * kSoftmaxParts;
+  constexpr int kParts = kSoftmaxParts;
+  T high[kParts], sum[kParts], counted[kParts], few[kParts];
+  const long long even = count / kParts * kParts;
   const int rest = static_cast<int>(count - even);
-  for (int k = 0; k < kSoftmaxParts; ++k) {
-    last[k] = logits[k < rest ? even + k : 0];
+  // The last kParts logits, of which the first have been counted before the rest is.
+  const T* last = logits + count - kParts;
+  if (count < kParts) {
+    for (int k = 0; k < kParts; ++k) few[k] = logits[k < kParts - rest ? 0 : k - (kParts - rest)];
+    last = few;
+  }
+  for (int k = 0; k < kParts; ++k) {
     high[k] = last[k];
+    counted[k] = k < kParts - rest ? T(0) : T(1);
     sum[k] = 0;
   }
-  for (long long c = 0; c < even; c += kSoftmaxParts) {
-    for (int k = 0; k < kSoftmaxParts; ++k) high[k] = larger(high[k], logits[c + k]);
+  for (long long c = 0; c < even; c += kParts) {
+    for (int k = 0; k < kParts; ++k) high[k] = larger(high[k], logits[c + k]);
   }
-  for (int half = kSoftmaxParts / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) high[k] = larger(high[k], high[k + half]);
+  const T top = join_parts<kParts / 2>(high, [](T a, T b) { return larger(a, b); });
+  for (long long c = 0; c < even; c += kParts) {
+    for (int k = 0; k < kParts; ++k) sum[k] += exp_of_negative(logits[c + k] - top);
   }
-  const T top = high[0];
-  for (long long c = 0; c < even; c += kSoftmaxParts) {
-    for (int k = 0; k < kSoftmaxParts; ++k) sum[k] += exp_of_negative(logits[c + k] - top);
-  }
-  for (int k = 0; k < kSoftmaxParts; ++k) {
-    const T value = exp_of_negative(last[k] - top);
-    sum[k] += k < rest ? value : T(0);
-  }
-  for (int half = kSoftmaxParts / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
-  }
-  return {top, T(1) / sum[0]};
+  // Times 0 or 1, where a choice would be a branch. What is counted 0 times is NaN only if the sum
+  // is, since it is counted elsewhere.
+  for (int k = 0; k < kParts; ++k) sum[k] += exp_of_negative(last[k] - top) * counted[k];
+  return {top, T(1) / join_parts<kParts / 2>(sum, [](T a, T b) { return a + b; })};
 }
 
 // Costs that are NaN, infinite or larger in size than `largest` are replaced by `stand_in`.

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..reference.boxes import cxcywh_to_xyxy, generalized_iou
 from . import distributed
-from .targets import PackedTargets, pack_targets, validate_targets
+from .target_checks import validate_targets
+from .targets import PackedTargets, pack_targets
 
 # What each entry of `losses` computes. Class error is of the last layer only, as in the original.
 _TERMS = {
