@@ -24,7 +24,8 @@
 //   relax(row, base)      distances through `row`; the nearest column that is not settled
 //   settle(nearest)       takes that column off; the base for relaxing the row assigned to it
 //   augment(row, nearest) new duals, and the assignments along the path from `row` to `nearest`
-// LaneColumns is that for any number of cooperating lanes; the CPU's SIMD version of it is in cpu/.
+// LaneColumns in lap_lanes.h is that for any number of cooperating lanes; the CPU's SIMD version of it
+// is in cpu/.
 
 #pragma once
 
@@ -97,137 +98,6 @@ struct CostMatrix {
   HOST_DEVICE double at(int row, int column) const {
     return static_cast<double>(data[row * row_stride + column * column_stride]);
   }
-};
-
-// Arrays that all lanes see; each column's entries of v, distance and predecessor are written only
-// by the lane that owns the column.
-struct LaneArrays {
-  int* column_of_row;    // [rows]
-  int* row_of_column;    // [columns]
-  double* v;             // [columns]
-  double* distance;      // [columns] from the row being assigned
-  int* predecessor;      // [columns] the row that reached it; complemented once settled
-};
-
-// The state of the columns for `count()` lanes that run the same code, lane k owning the columns k,
-// k + count(), ... A Lanes policy has lane() and count(); argmin(value, index), which leaves in
-// every lane the smallest value and, among equals, the lowest index; and sync(), a barrier after
-// which every lane sees what any lane wrote before it. argmin need not order memory.
-template <class Cost, class Lanes>
-class LaneColumns {
- public:
-  HOST_DEVICE LaneColumns(const CostMatrix<Cost>& cost, const LaneArrays& arrays, Lanes& lanes)
-      : cost_(cost), arrays_(arrays), lanes_(lanes) {}
-
-  HOST_DEVICE int rows() const { return cost_.rows; }
-  HOST_DEVICE bool in_range() const { return true; }
-  HOST_DEVICE int column_of(int row) const { return arrays_.column_of_row[row]; }
-  HOST_DEVICE int row_of(int column) const { return arrays_.row_of_column[column]; }
-
-  HOST_DEVICE void begin() {
-    for (int row = lanes_.lane(); row < cost_.rows; row += lanes_.count()) {
-      arrays_.column_of_row[row] = -1;
-    }
-    for (int j = lanes_.lane(); j < cost_.columns; j += lanes_.count()) {
-      arrays_.row_of_column[j] = -1;
-      arrays_.v[j] = 0;
-      forget(j);
-    }
-    lanes_.sync();
-  }
-
-  HOST_DEVICE Nearest row_minimum(int row) {
-    double value = kInfinity;
-    int column = cost_.columns;
-    for (int j = lanes_.lane(); j < cost_.columns; j += lanes_.count()) {
-      double c = cost_.at(row, j);
-      if (!(c > -kInfinity)) c = -kInfinity;  // NaN too
-      if (c < value) {
-        value = c;
-        column = j;
-      }
-    }
-    lanes_.argmin(value, column);
-    return {value, column};
-  }
-
-  HOST_DEVICE void claim(int row, int column) {
-    if (column % lanes_.count() != lanes_.lane() || row_of(column) >= 0) return;
-    arrays_.row_of_column[column] = row;
-    arrays_.column_of_row[row] = column;
-  }
-
-  HOST_DEVICE void publish() { lanes_.sync(); }
-
-  HOST_DEVICE Nearest relax(int row, double base) {
-    double value = kInfinity;
-    int rank = 2 * cost_.columns;  // the column, behind all free columns if it is assigned
-    for (int j = lanes_.lane(); j < cost_.columns; j += lanes_.count()) {
-      if (arrays_.predecessor[j] < 0) continue;
-      const double through = (cost_.at(row, j) - arrays_.v[j]) + base;
-      if (through < arrays_.distance[j]) {
-        arrays_.distance[j] = through;
-        arrays_.predecessor[j] = row;
-      }
-      const double distance = arrays_.distance[j];
-      const int own_rank = row_of(j) < 0 ? j : cost_.columns + j;
-      if (distance < value || (distance == value && own_rank < rank)) {
-        value = distance;
-        rank = own_rank;
-      }
-    }
-    lanes_.argmin(value, rank);
-    return {value, rank < cost_.columns ? rank : rank - cost_.columns};
-  }
-
-  HOST_DEVICE double settle(const Nearest& nearest) {
-    const int j = nearest.column;
-    if (j % lanes_.count() == lanes_.lane()) {
-      arrays_.predecessor[j] = ~arrays_.predecessor[j];
-    }
-    return nearest.value - (cost_.at(row_of(j), j) - arrays_.v[j]);
-  }
-
-  HOST_DEVICE void augment(int start, const Nearest& nearest) {
-    lanes_.sync();
-    for (int j = lanes_.lane(); j < cost_.columns; j += lanes_.count()) {
-      if (arrays_.predecessor[j] < 0) arrays_.v[j] -= nearest.value - arrays_.distance[j];
-    }
-    if (lanes_.lane() == 0) flip(start, nearest.column);
-    lanes_.sync();
-    for (int j = lanes_.lane(); j < cost_.columns; j += lanes_.count()) forget(j);
-  }
-
- private:
-  HOST_DEVICE void forget(int column) {
-    arrays_.distance[column] = kInfinity;
-    arrays_.predecessor[column] = 0;
-  }
-
-  // Gives each column on the path the row that reached it, from the free end backwards.
-  HOST_DEVICE void flip(int start, int column) {
-    int row;
-    do {
-      row = arrays_.predecessor[column];
-      if (row < 0) row = ~row;
-      arrays_.row_of_column[column] = row;
-      const int next = arrays_.column_of_row[row];
-      arrays_.column_of_row[row] = column;
-      column = next;
-    } while (row != start);
-  }
-
-  CostMatrix<Cost> cost_;
-  LaneArrays arrays_;
-  Lanes& lanes_;
-};
-
-// One lane: the whole problem in one thread.
-struct OneLane {
-  HOST_DEVICE int lane() const { return 0; }
-  HOST_DEVICE int count() const { return 1; }
-  HOST_DEVICE void sync() const {}
-  HOST_DEVICE void argmin(double&, int&) const {}
 };
 
 }  // namespace detr_fast
