@@ -29,7 +29,7 @@ struct LaneArrays {
   int* column_of_row;  // [rows]
   int* row_of_column;  // [columns]
   double* v;           // [columns]
-  int* predecessor;    // [columns] on the path being flipped: the row that reached the column
+  int* predecessor;    // [columns] the row that reached it
 };
 
 // The slot of column j is j.
@@ -45,24 +45,20 @@ class MemorySlots {
   }
   HOST_DEVICE static int slot_of(int column, int) { return column; }
 
-  HOST_DEVICE void clear(int slot) {
-    arrays_.v[slot] = 0;
-    forget(slot);
-  }
   HOST_DEVICE void forget(int slot) {
     distance_[slot] = kInfinity;
     arrays_.predecessor[slot] = 0;
   }
   HOST_DEVICE bool is_free(int slot) const { return arrays_.row_of_column[slot] < 0; }
+  HOST_DEVICE void release(int) {}
   HOST_DEVICE void occupy(int) {}
   HOST_DEVICE double v(int slot) const { return arrays_.v[slot]; }
   HOST_DEVICE void set_v(int slot, double value) { arrays_.v[slot] = value; }
   HOST_DEVICE double distance(int slot) const { return distance_[slot]; }
-  HOST_DEVICE void reach(int slot, double distance, int row) {
+  HOST_DEVICE void reach(int slot, int column, double distance, int row) {
     distance_[slot] = distance;
-    arrays_.predecessor[slot] = row;
+    arrays_.predecessor[column] = row;
   }
-  HOST_DEVICE void show_predecessor(int, int) const {}
   // A settled column has the complement of its predecessor.
   HOST_DEVICE bool is_settled(int slot) const { return arrays_.predecessor[slot] < 0; }
   HOST_DEVICE void settle(int slot) { arrays_.predecessor[slot] = ~arrays_.predecessor[slot]; }
@@ -93,27 +89,19 @@ class RegisterSlots {
   }
   HOST_DEVICE static int slot_of(int column, int count) { return column / count; }
 
-  HOST_DEVICE void clear(int slot) {
-    v_[slot] = 0;
-    free_ |= bit(slot);
-    forget(slot);
-  }
   HOST_DEVICE void forget(int slot) {
     distance_[slot] = kInfinity;
-    predecessor_[slot] = 0;
     settled_ &= ~bit(slot);
   }
   HOST_DEVICE bool is_free(int slot) const { return free_ & bit(slot); }
+  HOST_DEVICE void release(int slot) { free_ |= bit(slot); }
   HOST_DEVICE void occupy(int slot) { free_ &= ~bit(slot); }
   HOST_DEVICE double v(int slot) const { return v_[slot]; }
   HOST_DEVICE void set_v(int slot, double value) { v_[slot] = value; }
   HOST_DEVICE double distance(int slot) const { return distance_[slot]; }
-  HOST_DEVICE void reach(int slot, double distance, int row) {
+  HOST_DEVICE void reach(int slot, int column, double distance, int row) {
     distance_[slot] = distance;
-    predecessor_[slot] = row;
-  }
-  HOST_DEVICE void show_predecessor(int slot, int column) const {
-    arrays_.predecessor[column] = predecessor_[slot];
+    arrays_.predecessor[column] = row;
   }
   HOST_DEVICE bool is_settled(int slot) const { return settled_ & bit(slot); }
   HOST_DEVICE void settle(int slot) { settled_ |= bit(slot); }
@@ -124,19 +112,20 @@ class RegisterSlots {
   LaneArrays arrays_;
   double v_[N];
   double distance_[N];
-  int predecessor_[N];
   unsigned free_ = 0, settled_ = 0;
 };
 
-template <class Cost, class Lanes, class Slots>
+// A Matrix has rows, columns and at(row, column). One without a run-time stride between columns takes
+// fewer registers: with that of CostMatrix nvcc keeps the offset of each of 32 slots, and spills.
+template <class Cost, class Lanes, class Slots, class Matrix = CostMatrix<Cost>>
 class LaneColumns {
  public:
-  HOST_DEVICE LaneColumns(const CostMatrix<Cost>& cost, const LaneArrays& arrays,
-                          const Slots& slots, Lanes& lanes)
+  HOST_DEVICE LaneColumns(const Matrix& cost, const LaneArrays& arrays, const Slots& slots,
+                          Lanes& lanes)
       : cost_(cost), arrays_(arrays), slots_(slots), lanes_(lanes) {}
 
   HOST_DEVICE int rows() const { return cost_.rows; }
-  HOST_DEVICE bool in_range() const { return true; }
+  HOST_DEVICE bool may_bid() const { return may_bid_; }
   HOST_DEVICE int column_of(int row) const { return arrays_.column_of_row[row]; }
   HOST_DEVICE int row_of(int column) const { return arrays_.row_of_column[column]; }
 
@@ -147,22 +136,24 @@ class LaneColumns {
     for_own_columns([&](int slot, int j) {
       arrays_.row_of_column[j] = -1;
       arrays_.v[j] = 0;
-      slots_.clear(slot);
+      slots_.release(slot);
     });
     lanes_.sync();
   }
 
   HOST_DEVICE Nearest row_minimum(int row) {
-    double value = kInfinity;
+    Cost lowest = kInfinite;
     int column = cost_.columns;
     for_own_columns([&](int, int j) {
-      double c = cost_.at(row, j);
-      if (!(c > -kInfinity)) c = -kInfinity;  // NaN too
-      if (c < value) {
-        value = c;
+      Cost c = cost_.at(row, j);
+      may_bid_ = may_bid_ && fits(c);
+      if (!(c > -kInfinite)) c = -kInfinite;  // NaN too
+      if (c < lowest) {
+        lowest = c;
         column = j;
       }
     });
+    double value = lowest;
     lanes_.argmin(value, column);
     return {value, column};
   }
@@ -174,15 +165,62 @@ class LaneColumns {
     slots_.occupy(slot_of(column));
   }
 
-  HOST_DEVICE void publish() { lanes_.sync(); }
+  HOST_DEVICE void publish() {
+    double agreed = may_bid_;
+    int unused = 0;
+    lanes_.argmin(agreed, unused);
+    may_bid_ = agreed > 0;
+    lanes_.sync();
+  }
+
+  HOST_DEVICE int bid(int row) {
+    Cost own_first = kInfinite, own_second = kInfinite;
+    int column = cost_.columns;
+    for_own_columns([&](int, int j) {
+      const Cost s = cost_.at(row, j) - static_cast<Cost>(arrays_.v[j]);
+      if (s < own_first) {
+        own_second = own_first;
+        own_first = s;
+        column = j;
+      } else if (s < own_second) {
+        own_second = s;
+      }
+    });
+    double first = own_first;
+    lanes_.argmin(first, column);
+    double second = owns(column) ? own_second : own_first;
+    int unused = 0;
+    lanes_.argmin(second, unused);
+    if (!(first < second) || second == kInfinity) return -1;
+    const Cost price = price_after_bid(cost_.at(row, column), static_cast<Cost>(second));
+    if (!(price < arrays_.v[column])) return -1;
+    const int loser = row_of(column);
+    lanes_.sync();
+    if (owns(column)) {
+      slots_.occupy(slot_of(column));
+      arrays_.v[column] = price;
+      arrays_.row_of_column[column] = row;
+      arrays_.column_of_row[row] = column;
+      if (loser >= 0) arrays_.column_of_row[loser] = -1;
+    }
+    lanes_.sync();
+    return loser;
+  }
+
+  HOST_DEVICE void begin_paths() {
+    for_own_columns([&](int slot, int j) {
+      slots_.set_v(slot, arrays_.v[j]);
+      slots_.forget(slot);
+    });
+  }
 
   HOST_DEVICE Nearest relax(int row, double base) {
     double value = kInfinity;
     int rank = 2 * cost_.columns;  // the column, behind all free columns if it is assigned
     for_own_columns([&](int slot, int j) {
       if (slots_.is_settled(slot)) return;
-      const double through = (cost_.at(row, j) - slots_.v(slot)) + base;
-      if (through < slots_.distance(slot)) slots_.reach(slot, through, row);
+      const double through = (distance_of(row, j) - slots_.v(slot)) + base;
+      if (through < slots_.distance(slot)) slots_.reach(slot, j, through, row);
       const double distance = slots_.distance(slot);
       const int own_rank = slots_.is_free(slot) ? j : cost_.columns + j;
       if (distance < value || (distance == value && own_rank < rank)) {
@@ -197,13 +235,10 @@ class LaneColumns {
   HOST_DEVICE double settle(const Nearest& nearest) {
     const int j = nearest.column;
     if (owns(j)) slots_.settle(slot_of(j));
-    return nearest.value - (cost_.at(row_of(j), j) - arrays_.v[j]);
+    return nearest.value - (distance_of(row_of(j), j) - arrays_.v[j]);
   }
 
   HOST_DEVICE void augment(int start, const Nearest& nearest) {
-    for_own_columns([&](int slot, int j) {
-      if (slots_.is_settled(slot) || j == nearest.column) slots_.show_predecessor(slot, j);
-    });
     lanes_.sync();
     for_own_columns([&](int slot, int j) {
       if (!slots_.is_settled(slot)) return;
@@ -218,10 +253,17 @@ class LaneColumns {
   }
 
  private:
+  static constexpr Cost kInfinite = static_cast<Cost>(kInfinity);
+
   // visit(slot, column) for each column of this lane, ascending.
   template <class Visit>
   HOST_DEVICE void for_own_columns(const Visit& visit) {
     Slots::for_each(lanes_.lane(), lanes_.count(), cost_.columns, visit);
+  }
+
+  HOST_DEVICE double distance_of(int row, int column) const {
+    const double c = cost_.at(row, column);
+    return kScaleBeyond<Cost> == 1 || may_bid_ ? c : c * kScaleBeyond<Cost>;
   }
 
   HOST_DEVICE bool owns(int column) const { return column % lanes_.count() == lanes_.lane(); }
@@ -240,10 +282,11 @@ class LaneColumns {
     } while (row != start);
   }
 
-  CostMatrix<Cost> cost_;
+  Matrix cost_;
   LaneArrays arrays_;
   Slots slots_;
   Lanes& lanes_;
+  bool may_bid_ = true;  // as far as this lane has seen; agreed on in publish()
 };
 
 // One lane: the whole problem in one thread.
