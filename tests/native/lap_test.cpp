@@ -1,11 +1,12 @@
-// Solves the problems of a file with csrc/lap.h, alone: one lane, then several threads as lanes, and
-// the CPU kernels of every instruction set that this machine has. All must agree on every index, and
-// their cost with the optimum in the file.
+// Solves the problems of a file with csrc/lap.h, alone: one lane, then several threads as lanes with
+// both kinds of slots, and the CPU kernels of every instruction set that this machine has. All must
+// agree on every index, and their cost with the optimum in the file.
 //
-//   lap_test FILE LANES [LANES ...]
+//   lap_test FILE [LANES SLOTS] ...
 //
-// FILE holds, one after another: int32 rows, columns and bytes per entry; float64 optimum, NaN where
-// there is no full matching; the entries, row by row. The exit status is 0 if all is well.
+// SLOTS is memory or registers. FILE holds, one after another: int32 rows, columns and bytes per
+// entry; float64 optimum, NaN where there is no full matching; the entries, row by row. The exit
+// status is 0 if all is well.
 
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -22,7 +23,7 @@
 #include <thread>
 #include <vector>
 
-#include "lap.h"
+#include "lap_lanes.h"
 #ifdef WITH_CPU_KERNELS
 #include "cpu/kernels.h"
 #endif
@@ -151,27 +152,46 @@ CostMatrix<Cost> oriented(const Problem& p, const std::vector<Cost>& entries) {
 
 struct Arrays {
   Arrays(int rows, int columns)
-      : column_of_row(rows), row_of_column(columns), predecessor(columns), v(columns), d(columns) {}
+      : column_of_row(rows),
+        row_of_column(columns),
+        predecessor(columns),
+        v(columns),
+        distance(columns) {}
   LaneArrays view() {
-    return {column_of_row.data(), row_of_column.data(), v.data(), d.data(), predecessor.data()};
+    return {column_of_row.data(), row_of_column.data(), v.data(), predecessor.data()};
   }
   std::vector<int> column_of_row, row_of_column, predecessor;
-  std::vector<double> v, d;
+  std::vector<double> v, distance;
 };
 
-template <class Cost, class Lanes>
-LapStatus solve_on(const CostMatrix<Cost>& cost, Arrays& arrays, Lanes& lanes) {
-  LaneColumns<Cost, Lanes> columns(cost, arrays.view(), lanes);
+enum class Keep { kInMemory, kInRegisters };
+
+template <class Cost, class Lanes, class Slots>
+LapStatus solve_in(const Slots& slots, const CostMatrix<Cost>& cost, Arrays& arrays, Lanes& lanes) {
+  LaneColumns<Cost, Lanes, Slots> columns(cost, arrays.view(), slots, lanes);
   return solve(columns);
 }
 
-template <class Lanes>
-LapStatus solve_on(const Problem& p, Arrays& arrays, Lanes& lanes) {
-  return p.entry_bytes == 4 ? solve_on(oriented(p, p.floats), arrays, lanes)
-                            : solve_on(oriented(p, p.doubles), arrays, lanes);
+template <class Cost, class Lanes>
+LapStatus solve_on(const CostMatrix<Cost>& cost, Keep keep, Arrays& arrays, Lanes& lanes) {
+  const LaneArrays view = arrays.view();
+  if (keep == Keep::kInMemory) {
+    return solve_in(MemorySlots(view, arrays.distance.data()), cost, arrays, lanes);
+  }
+  const int needed = (cost.columns + lanes.count() - 1) / lanes.count();
+  if (needed <= 1) return solve_in(RegisterSlots<1>(view), cost, arrays, lanes);
+  if (needed <= 3) return solve_in(RegisterSlots<3>(view), cost, arrays, lanes);
+  if (needed <= 32) return solve_in(RegisterSlots<32>(view), cost, arrays, lanes);
+  std::abort();
 }
 
-std::vector<Answer> solve_all(const std::vector<Problem>& problems, int count) {
+template <class Lanes>
+LapStatus solve_on(const Problem& p, Keep keep, Arrays& arrays, Lanes& lanes) {
+  return p.entry_bytes == 4 ? solve_on(oriented(p, p.floats), keep, arrays, lanes)
+                            : solve_on(oriented(p, p.doubles), keep, arrays, lanes);
+}
+
+std::vector<Answer> solve_all(const std::vector<Problem>& problems, Keep keep, int count) {
   std::vector<Arrays> arrays;
   for (const Problem& p : problems) {
     arrays.emplace_back(std::min(p.rows, p.columns), std::max(p.rows, p.columns));
@@ -181,7 +201,7 @@ std::vector<Answer> solve_all(const std::vector<Problem>& problems, int count) {
   const auto run = [&](int lane) {
     ThreadLanes lanes(team, lane);
     for (size_t k = 0; k < problems.size(); ++k) {
-      const LapStatus status = solve_on(problems[k], arrays[k], lanes);
+      const LapStatus status = solve_on(problems[k], keep, arrays[k], lanes);
       if (lane == 0) answers[k].status = status;
     }
   };
@@ -199,7 +219,7 @@ std::vector<Answer> solve_all_with_one_lane(const std::vector<Problem>& problems
   for (const Problem& p : problems) {
     Arrays arrays(std::min(p.rows, p.columns), std::max(p.rows, p.columns));
     OneLane lane;
-    const LapStatus status = solve_on(p, arrays, lane);
+    const LapStatus status = solve_on(p, Keep::kInMemory, arrays, lane);
     answers.push_back({status, arrays.column_of_row});
   }
   return answers;
@@ -271,9 +291,11 @@ int main(int argc, char** argv) {
   const std::vector<Problem> problems = read_problems(argv[1]);
   const std::vector<Answer> first = solve_all_with_one_lane(problems);
   int wrong = check("one lane", problems, first, first);
-  for (int k = 2; k < argc; ++k) {
-    const int count = std::atoi(argv[k]);
-    wrong += check(std::to_string(count) + " threads", problems, solve_all(problems, count), first);
+  for (int k = 2; k + 1 < argc; k += 2) {
+    const std::string slots = argv[k + 1];
+    const Keep keep = slots == "memory" ? Keep::kInMemory : Keep::kInRegisters;
+    wrong += check(argv[k] + (" lanes, " + slots), problems,
+                   solve_all(problems, keep, std::atoi(argv[k])), first);
   }
 #ifdef WITH_CPU_KERNELS
   for (const CpuKernels* kernels : available_cpu_kernels()) {

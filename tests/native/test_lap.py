@@ -1,5 +1,6 @@
 """csrc/lap.h alone, compiled by the host compiler: sanitizers, several lanes, SciPy's optima."""
 
+import itertools
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 PROGRAM = Path(__file__).with_name("lap_test.cpp")
 KERNELS = [str(source) for source in sorted(CSRC.glob("cpu/kernels*.cpp"))]
 CXX = shutil.which("g++")
+SLOTS = ("memory", "registers")
 
 pytestmark = pytest.mark.skipif(
     CXX is None or sys.platform != "linux", reason="needs g++ and Linux"
@@ -53,10 +55,11 @@ def build(folder: Path, *flags: str, include: Path = CSRC, sources: tuple[str, .
     return program
 
 
-def run(program: Path, problems: Path, *lanes: int) -> subprocess.CompletedProcess:
+def run(program: Path, problems: Path, *lanes: int, slots=SLOTS) -> subprocess.CompletedProcess:
     # Lanes that race may wait for each other for ever: the first race ends the program.
     environ = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
-    command = [str(program), str(problems), *map(str, lanes)]
+    command = [str(program), str(problems)]
+    command += [argument for pair in itertools.product(map(str, lanes), slots) for argument in pair]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environ)
 
 
@@ -77,8 +80,9 @@ def test_optimal_and_equal_for_any_lanes_without_undefined_behaviour(tmp_path):
     assert "portable: 1500 problems, 0 wrong" in done.stdout
     done = run(program, write_problems(tmp_path / "few", 42, 12, seed=2), 1, 4, 32)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "32 threads: 42 problems, 0 wrong" in done.stdout
-    done = run(program, write_problems(tmp_path / "large", 12, 300, seed=3), 2)
+    for slots in SLOTS:
+        assert f"32 lanes, {slots}: 42 problems, 0 wrong" in done.stdout
+    done = run(program, write_problems(tmp_path / "large", 12, 300, seed=3), 2, slots=["memory"])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -93,17 +97,21 @@ def test_no_data_race_between_lanes(tmp_path):
     assert "ThreadSanitizer" not in done.stderr
 
 
+LANES = CSRC / "lap_lanes.h"
 SYNC = re.compile(r"lanes_\.sync\(\);")
 
 
-@pytest.mark.parametrize("removed", range(len(SYNC.findall((CSRC / "lap.h").read_text()))))
+@pytest.mark.parametrize("removed", range(len(SYNC.findall(LANES.read_text()))))
 def test_every_barrier_is_needed(tmp_path, removed):
     """Without any one sync() ThreadSanitizer reports a race, so the test above can fail."""
-    text = (CSRC / "lap.h").read_text()
+    text = LANES.read_text()
     place = list(SYNC.finditer(text))[removed]
-    (tmp_path / "lap.h").write_text(text[: place.start()] + text[place.end() :])
-    shutil.copy(CSRC / "host_device.h", tmp_path)
+    (tmp_path / LANES.name).write_text(text[: place.start()] + text[place.end() :])
+    for name in ("lap.h", "host_device.h"):
+        shutil.copy(CSRC / name, tmp_path)
     program = build_with_thread_sanitizer(tmp_path, include=tmp_path)
-    done = run(program, write_problems(tmp_path / "problems", 42, 12, seed=4), 4)
-    assert done.returncode != 0
-    assert "ThreadSanitizer: data race" in done.stderr
+    problems = write_problems(tmp_path / "problems", 42, 12, seed=4)
+    for slots in SLOTS:
+        done = run(program, problems, 4, slots=[slots])
+        assert done.returncode != 0
+        assert "ThreadSanitizer: data race" in done.stderr
