@@ -1,10 +1,18 @@
 // The matching cost of one target with one query: class, L1 and generalised IoU, weighted. No torch,
 // no CUDA headers, no allocation. The formulas are those of detr_fast/reference/matching_cost.py and
-// reference/boxes.py, term by term, so that a cost differs from theirs by rounding only. Functions are
-// static because the CPU kernels include this once for each instruction set, and the linker must not
-// merge what was compiled for different ones.
+// reference/boxes.py, term by term, so that a cost differs from theirs by rounding only.
+//
+// Costs in float are the same in every bit whatever the instruction set and the device: they are
+// made of additions, multiplications, divisions and comparisons alone, which IEEE 754 rounds in one
+// way. So whoever includes this compiles without contraction to fused multiply-adds, with exact
+// division and with denormal numbers, and adds what softmax_statistics adds in its order.
+//
+// Functions are static because the CPU kernels include this once for each instruction set, and the
+// linker must not merge what was compiled for different ones.
 
 #pragma once
+
+#include <cmath>
 
 #include "host_device.h"
 
@@ -83,30 +91,17 @@ HOST_DEVICE static inline T generalized_iou(const CostBox<T>& a, const CostBox<T
   return ratio_or_zero(overlap, joined) - ratio_or_zero(enclosing - joined, enclosing);
 }
 
+// The caller's own cost, where there is one, is added to this.
 template <class T>
-HOST_DEVICE static inline T matching_cost(const CostBox<T>& query, const CostBox<T>& target, T class_term,
-                                   const CostWeights& weights) {
+HOST_DEVICE static inline T matching_cost(const CostBox<T>& query, const CostBox<T>& target,
+                                          T class_term, const CostWeights& weights) {
   const T bbox = static_cast<T>(weights.bbox) * l1_distance(query, target);
   const T labelled = static_cast<T>(weights.class_term) * class_term;
   return (bbox + labelled) - static_cast<T>(weights.giou) * generalized_iou(query, target);
 }
 
-// The class term of the focal families (Zhu et al., ICLR 2021) from the logit of the target's class.
-// `Math` has exp, log and pow for T.
-template <class Math, class T>
-HOST_DEVICE static inline T focal_term(T logit, const FocalParameters& focal) {
-  const T alpha = static_cast<T>(focal.alpha), gamma = static_cast<T>(focal.gamma);
-  const T eps = static_cast<T>(focal.eps);
-  // 1 - p as a sigmoid of its own: the difference would have no digit left where p is close to 1.
-  const T p = T(1) / (T(1) + Math::exp(-logit)), not_p = T(1) / (T(1) + Math::exp(logit));
-  const T positive = alpha * Math::pow(not_p, gamma) * -Math::log(p + eps);
-  const T negative = (T(1) - alpha) * Math::pow(p, gamma) * -Math::log(not_p + eps);
-  return positive - negative;
-}
-
 // exp for x <= 0, to about two units in the last place of float; what would be denormal is the
-// smallest normal number instead. One straight line of arithmetic, which compilers vectorise and
-// which rounds the same in every vector width.
+// smallest normal number instead.
 HOST_DEVICE static inline float exp_of_negative(float x) {
   constexpr float kLowest = -87.33f;  // of the exponents of normal results
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -131,6 +126,138 @@ HOST_DEVICE static inline float exp_of_negative(float x) {
   rounded.value = shifted;
   power.bits = (rounded.bits - 0x4B400000 + 127) << 23;
   return y * power.value;
+}
+
+HOST_DEVICE static inline double exp_of_negative(double x) { return ::exp(x); }
+
+// log((1 + s) / (1 - s)) for |s| <= 1/3, by the series of 2 artanh(s).
+HOST_DEVICE static inline float log_of_quotient(float s) {
+  const float z = s * s;
+  float y = 6.66666667e-2f;
+  y = y * z + 7.69230769e-2f;
+  y = y * z + 9.09090909e-2f;
+  y = y * z + 1.11111111e-1f;
+  y = y * z + 1.42857143e-1f;
+  y = y * z + 0.2f;
+  y = y * z + 3.33333333e-1f;
+  // The leading term is added last, so that its digits are not rounded twice.
+  return 2.0f * (s + s * (z * y));
+}
+
+// log(1 + x) for 0 <= x <= 1.
+HOST_DEVICE static inline float log_of_one_plus(float x) {
+  return log_of_quotient(x / (2.0f + x));
+}
+
+HOST_DEVICE static inline double log_of_one_plus(double x) { return ::log1p(x); }
+
+// log of a normal positive number, or of NaN.
+HOST_DEVICE static inline float log_of_normal(float x) {
+  union {
+    float value;
+    int bits;
+  } mantissa;
+  mantissa.value = x;
+  // x is 2^exponent times a mantissa from sqrt(1/2), whose bits these are, to sqrt(2).
+  const int exponent = (mantissa.bits - 0x3F3504F3) >> 23;
+  mantissa.bits -= exponent * (1 << 23);
+  const float n = static_cast<float>(exponent);
+  const float rest = log_of_quotient((mantissa.value - 1.0f) / (mantissa.value + 1.0f));
+  const float log = n * 0.693359375f + (n * -2.12194440e-4f + rest);
+  return x == x ? log : x;
+}
+
+HOST_DEVICE static inline double log_of_normal(double x) { return ::log(x); }
+
+// p^exponent for a normal 0 < p <= 1 and exponent >= 0.
+HOST_DEVICE static inline float power_of_probability(float p, float exponent) {
+  return exponent == 2.0f ? p * p : exp_of_negative(exponent * log_of_normal(p));
+}
+
+HOST_DEVICE static inline double power_of_probability(double p, double exponent) {
+  return exponent == 2.0 ? p * p : ::pow(p, exponent);
+}
+
+// The class term of the focal families (Zhu et al., ICLR 2021) from the logit of the target's class.
+template <class T>
+HOST_DEVICE static inline T focal_term(T logit, const FocalParameters& focal) {
+  const T alpha = static_cast<T>(focal.alpha), gamma = static_cast<T>(focal.gamma);
+  const T eps = static_cast<T>(focal.eps);
+  // The smaller of p and 1 - p from an exponential of its own: a difference from 1 would have no
+  // digit left where the other is close to 1.
+  const T decay = exp_of_negative(-magnitude(logit));
+  const T larger_part = T(1) / (T(1) + decay), smaller_part = decay * larger_part;
+  const T p = logit < 0 ? smaller_part : larger_part;
+  const T not_p = logit < 0 ? larger_part : smaller_part;
+  T minus_log_p, minus_log_not_p;
+  if (eps == 0) {
+    const T common = log_of_one_plus(decay);
+    minus_log_p = common + larger(-logit, T(0));
+    minus_log_not_p = common + larger(logit, T(0));
+  } else {
+    minus_log_p = -log_of_normal(p + eps);
+    minus_log_not_p = -log_of_normal(not_p + eps);
+  }
+  const T positive = (alpha * power_of_probability(not_p, gamma)) * minus_log_p;
+  const T negative = ((T(1) - alpha) * power_of_probability(p, gamma)) * minus_log_not_p;
+  return positive - negative;
+}
+
+// The class term of softmax is -exp_of_negative(logit - largest) * inverse.
+template <class T>
+struct SoftmaxStatistics {
+  T largest;  // of the logits of a query; NaN does not raise it
+  T inverse;  // of the sum of their exponentials relative to it; NaN if there is one among them
+};
+
+// Sums are kept in as many parts on every machine, so that they round alike: logit c is added to part
+// c % kSoftmaxParts in the order of c; then part k + h to part k for h = 8, 4, 2, 1.
+constexpr int kSoftmaxParts = 16;
+
+template <class T>
+HOST_DEVICE static inline SoftmaxStatistics<T> softmax_statistics(const T* logits,
+                                                                  long long count) {
+  T high[kSoftmaxParts], sum[kSoftmaxParts];
+  for (int k = 0; k < kSoftmaxParts; ++k) {
+    high[k] = logits[0];
+    sum[k] = 0;
+  }
+  const long long even = count / kSoftmaxParts * kSoftmaxParts;
+  for (long long c = 0; c < even; c += kSoftmaxParts) {
+    for (int k = 0; k < kSoftmaxParts; ++k) high[k] = larger(high[k], logits[c + k]);
+  }
+  for (long long c = even; c < count; ++c) high[c - even] = larger(high[c - even], logits[c]);
+  T top = high[0];
+  for (int k = 1; k < kSoftmaxParts; ++k) top = larger(top, high[k]);
+  for (long long c = 0; c < even; c += kSoftmaxParts) {
+    for (int k = 0; k < kSoftmaxParts; ++k) sum[k] += exp_of_negative(logits[c + k] - top);
+  }
+  for (long long c = even; c < count; ++c) sum[c - even] += exp_of_negative(logits[c] - top);
+  for (int half = kSoftmaxParts / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
+  }
+  return {top, T(1) / sum[0]};
+}
+
+// Costs that are NaN, infinite or larger in size than `largest` are replaced by `stand_in`.
+struct CostRange {
+  double largest, stand_in;
+};
+
+template <class T>
+HOST_DEVICE static inline T within_range(T cost, const CostRange& range) {
+  return magnitude(cost) <= static_cast<T>(range.largest) ? cost : static_cast<T>(range.stand_in);
+}
+
+// Where costs that are not finite forbid their pair, so do those beyond this size: what outweighs any
+// sum of them, below, is finite in float.
+constexpr double kLargestAllowed = 0x1p90;
+
+// A cost so large that every pair fewer that has it is worth any change of the others, for `pairs`
+// pairs of costs up to `largest_allowed` in size. It stands for forbidden pairs where they leave no
+// full matching; what is matched at this cost is no match.
+HOST_DEVICE static inline double last_resort(double largest_allowed, long long pairs) {
+  return largest_allowed > 0 ? 4.0 * static_cast<double>(pairs) * largest_allowed : 1.0;
 }
 
 }  // namespace detr_fast

@@ -54,8 +54,8 @@ def expected_cost(logits, boxes, labels, target_boxes, offsets, class_cost="soft
                 term = -(chosen - largest).exp() / partition
             else:
                 p, not_p = chosen.sigmoid(), (-chosen).sigmoid()
-                term = alpha * not_p**gamma * -(p + eps).log()
-                term -= (1 - alpha) * p**gamma * -(not_p + eps).log()
+                term = alpha * not_p**gamma * minus_log(chosen, eps)
+                term -= (1 - alpha) * p**gamma * minus_log(-chosen, eps)
             corners = torchvision.ops.box_convert(boxes[:, b], "cxcywh", "xyxy")
             target = torchvision.ops.box_convert(target_boxes[t : t + 1], "cxcywh", "xyxy")
             giou = torch.stack(
@@ -71,6 +71,13 @@ def expected_cost(logits, boxes, labels, target_boxes, offsets, class_cost="soft
 
 
 _FOCAL = ("alpha", "gamma", "eps")
+
+
+def minus_log(logit, eps):
+    """-log(sigmoid(logit) + eps), in float64 also where the sigmoid is 0 in float32."""
+    if eps:
+        return -(logit.sigmoid() + eps).log()
+    return torch.where(logit > -500, (-logit).clamp(max=500).exp().log1p(), -logit)
 
 
 # --- parity ---------------------------------------------------------------------------------------
@@ -100,7 +107,10 @@ def test_any_number_of_classes(class_cost, classes, implementation):
     torch.testing.assert_close(cost.double(), expected, rtol=0, atol=MATCHING_COST_FLOAT32)
 
 
-@pytest.mark.parametrize(("alpha", "gamma", "eps"), [(0.25, 2, 1e-12), (0.5, 1.5, 1e-8), (1, 0, 0)])
+@pytest.mark.parametrize(
+    ("alpha", "gamma", "eps"),
+    [(0.25, 2, 1e-12), (0.5, 1.5, 1e-8), (1, 0, 0), (0.25, 2, 0), (0.6, 1, 0), (0.3, 4, 0.1)],
+)
 def test_focal_parameters(alpha, gamma, eps, implementation):
     inputs = arguments()
     options = {"class_cost": "focal", "alpha": alpha, "gamma": gamma, "eps": eps}
@@ -121,6 +131,28 @@ def test_saturated_logits_stay_finite(class_cost, implementation):
     if class_cost == "softmax":
         expected = expected_cost(logits, *rest)
         torch.testing.assert_close(cost.double(), expected, rtol=0, atol=MATCHING_COST_FLOAT32)
+
+
+def line_of_logits(dtype=torch.float32):
+    """Arguments whose boxes agree, with logits from -2000 to 2000."""
+    logits = torch.cat([torch.linspace(-20, 20, 4001), torch.linspace(-2000, 2000, 4001)])
+    logits = logits.to(dtype).reshape(1, 1, -1, 1)
+    boxes = torch.ones(1, 1, logits.shape[2], 4, dtype=dtype)
+    target = torch.zeros(1, dtype=torch.int64), torch.ones(1, 4, dtype=dtype)
+    return logits, boxes, *target, torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("gamma", [0, 1, 2, 2.5])
+def test_the_focal_cost_without_eps_is_precise_for_every_logit(
+    gamma, dtype, tolerance, implementation
+):
+    inputs = line_of_logits(dtype)
+    options = {"class_cost": "focal", "gamma": gamma, "eps": 0.0, "weight_giou": 0.0}
+    cost = implementation(*inputs, **options).double()
+    torch.testing.assert_close(
+        cost, expected_cost(*inputs, **options), rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -166,6 +198,55 @@ def test_strides_do_not_change_the_cost(implementation):
         offsets,
     )
     assert torch.equal(implementation(*strided), expected)
+
+
+# --- a cost of the caller's, and room for more targets --------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_cost_of_the_callers_is_added(dtype, implementation):
+    inputs = arguments()
+    extra = torch.randn(2, 37, 10, dtype=dtype).transpose(1, 2)
+    extra[0, 1, 2] = math.inf
+    cost = implementation(*inputs, extra_cost=extra)
+    assert torch.equal(cost, implementation(*inputs) + extra.float())
+
+
+def test_a_cost_of_the_callers_in_float64(implementation):
+    inputs = arguments(dtype=torch.float64)
+    extra = torch.randn(2, 10, 37, dtype=torch.float64)
+    cost = implementation(*inputs, extra_cost=extra)
+    assert torch.equal(cost, implementation(*inputs) + extra)
+
+
+def padded(inputs, room=(5, 0, 9)):
+    """The same targets with room behind those of each image, filled with what must not be read."""
+    logits, boxes, labels, target_boxes, offsets = inputs
+    counts = offsets.diff()
+    wide = torch.tensor([0, *room]).cumsum(0)
+    index = torch.cat([torch.arange(n) + start for n, start in zip(counts, wide, strict=False)])
+    many_labels = torch.full((sum(room),), 10**9)
+    many_boxes = torch.full((sum(room), 4), math.nan, dtype=target_boxes.dtype)
+    many_labels[index], many_boxes[index] = labels, target_boxes
+    return (logits, boxes, many_labels, many_boxes, wide), counts, index
+
+
+def test_room_for_targets_is_not_read(implementation):
+    inputs = arguments()
+    wide, counts, index = padded(inputs)
+    extra = torch.full((2, 14, 37), math.nan)
+    extra[:, index] = torch.randn(2, 10, 37)
+    cost = implementation(*wide, counts=counts, extra_cost=extra)
+    assert torch.equal(cost[:, index], implementation(*inputs, extra_cost=extra[:, index]))
+    cost[:, index] = 0
+    assert (cost == 0).all()
+
+
+@pytest.mark.parametrize("counts", [[6, 0, 7], [3, 0, -1], [3, 1, 7]])
+def test_counts_beyond_the_room(counts, implementation):
+    wide, _, _ = padded(arguments())
+    with pytest.raises(ValueError, match=r"counts\[\d\] is -?\d, but offsets leave image \d room"):
+        implementation(*wide, counts=torch.tensor(counts))
 
 
 # --- boxes ----------------------------------------------------------------------------------------
@@ -255,6 +336,12 @@ def test_is_not_differentiable():
         ({"offsets": torch.zeros(4)}, ValueError, "offsets is torch.float32 on cpu"),
         ({"offsets": torch.zeros(3).long()}, ValueError, r"3 images need \(4,\)"),
         ({"class_cost": "sigmoid"}, ValueError, "'sigmoid': use one of softmax, focal"),
+        ({"gamma": -0.5}, ValueError, "gamma is -0.5 and eps 1e-08: use numbers that are not neg"),
+        ({"eps": math.nan}, ValueError, "eps nan"),
+        ({"counts": torch.zeros(3)}, ValueError, r"counts is torch.float32 of shape \(3,\)"),
+        ({"counts": torch.zeros(2).long()}, ValueError, r"use int64 \(3,\)"),
+        ({"extra_cost": torch.zeros(2, 37, 10)}, ValueError, r"use \(2, 10, 37\) on cpu"),
+        ({"extra_cost": torch.zeros(2, 10, 37).long()}, TypeError, "extra_cost has dtype"),
     ],
 )
 def test_wrong_arguments_are_explained(changes, error, message):

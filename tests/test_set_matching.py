@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_matching_cost import WEIGHTS, arguments
+from test_matching_cost import WEIGHTS, arguments, padded
 
 from detr_fast.ops.assignment import linear_assignment
 from detr_fast.ops.matching_cost import matching_cost
@@ -101,6 +101,41 @@ def test_an_image_alone_has_the_answer_it_has_in_a_batch(b):
     assert torch.equal(alone, together[:, own])
 
 
+# --- groups, a cost of the caller's, room for more targets ----------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, 20])
+def test_groups_are_matched_as_if_each_were_alone(groups, implementation):
+    logits, boxes, *targets = arguments(sets=3, queries=20, counts=(7, 0, 3))
+    extra = torch.randn(3, 10, 20)
+    matched = implementation(logits, boxes, *targets, extra_cost=extra, groups=groups)
+    assert matched.shape == (3 * groups, 10)
+    size = 20 // groups
+    for g in range(groups):
+        own = slice(g * size, (g + 1) * size)
+        alone = implementation(
+            logits[:, :, own], boxes[:, :, own], *targets, extra_cost=extra[..., own]
+        )
+        assert torch.equal(matched[g::groups], torch.where(alone < 0, -1, alone + g * size))
+
+
+def test_a_cost_of_the_callers_decides(implementation):
+    inputs = arguments(queries=8, counts=(5, 2))
+    wanted = torch.stack([torch.cat([torch.randperm(8)[:5], torch.randperm(8)[:2]]) for _ in "ab"])
+    extra = torch.zeros(2, 7, 8).scatter_(2, wanted[..., None], -100.0)
+    assert torch.equal(implementation(*inputs, extra_cost=extra), wanted)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_room_for_targets_changes_no_match(groups, implementation):
+    inputs = arguments(queries=40)
+    wide, counts, index = padded(inputs)
+    matched = implementation(*wide, counts=counts, groups=groups)
+    assert torch.equal(matched[:, index], implementation(*inputs, groups=groups))
+    matched[:, index] = -1
+    assert (matched == -1).all()
+
+
 # --- costs that are not finite --------------------------------------------------------------------
 
 
@@ -137,14 +172,102 @@ def test_the_stand_in_for_costs_that_are_not_finite(implementation):
     assert (implementation(*inputs, non_finite_cost=-1e6) == 3).all()
 
 
+def forbidding(inputs, allowed: torch.Tensor) -> torch.Tensor:
+    """A cost of the caller's that forbids pairs of the single image, (T, Q)."""
+    return torch.where(allowed, 0.0, math.inf).expand(len(inputs[0]), -1, -1)
+
+
+def test_forbidden_pairs_are_not_matched(implementation):
+    inputs = arguments(queries=6, counts=(4,))
+    allowed = torch.eye(6, dtype=torch.bool)[[5, 3, 0, 1]]
+    matched = implementation(
+        *inputs, extra_cost=forbidding(inputs, allowed), non_finite_cost=math.inf
+    )
+    assert (matched == torch.tensor([5, 3, 0, 1])).all()
+
+
+def best_by_trying_all(cost: torch.Tensor) -> tuple[int, float]:
+    """The most pairs that a cost matrix with +inf allows, and the least cost of that many."""
+    rows, columns = cost.shape
+    choices = {(): 0.0}
+    for row in range(rows):
+        grown = {}
+        for taken, value in choices.items():
+            for column in [None, *(c for c in range(columns) if c not in taken)]:
+                if column is None:
+                    key, total = taken, value
+                elif cost[row, column] < math.inf:
+                    key, total = tuple(sorted((*taken, column))), value + cost[row, column].item()
+                else:
+                    continue
+                grown[key] = min(grown.get(key, math.inf), total)
+        choices = grown
+    best = {}
+    for taken, value in choices.items():
+        best[len(taken)] = min(best.get(len(taken), math.inf), value)
+    most = max(best)
+    return most, best[most]
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 5), (6, 4), (1, 3), (3, 1)])
+def test_as_many_targets_as_possible_at_the_least_cost(shape, implementation):
+    targets, queries = shape
+    for density in (0.1, 0.25, 0.5):
+        inputs = arguments(sets=4, queries=queries, counts=(targets,), dtype=torch.float64)
+        extra = torch.where(torch.rand(4, *shape) < density, 0.0, math.inf).double()
+        cost = matching_cost(*inputs, extra_cost=extra)
+        matched = implementation(*inputs, extra_cost=extra, non_finite_cost=math.inf)
+        for own_cost, own in zip(cost, matched, strict=True):
+            rows = (own >= 0).nonzero()[:, 0]
+            assert len(set(own[rows].tolist())) == len(rows)
+            most, least = best_by_trying_all(own_cost)
+            assert len(rows) == most
+            assert own_cost[rows, own[rows]].sum().item() == pytest.approx(least, abs=1e-12)
+
+
+def test_a_target_without_a_query_leaves_the_others_their_optimum(implementation):
+    inputs = arguments(sets=1, queries=9, counts=(5,))
+    allowed = torch.ones(5, 9, dtype=torch.bool)
+    allowed[2] = False
+    matched = implementation(
+        *inputs, extra_cost=forbidding(inputs, allowed), non_finite_cost=math.inf
+    )
+    logits, boxes, labels, target_boxes, _ = inputs
+    others = [0, 1, 3, 4]
+    alone = implementation(
+        logits, boxes, labels[others], target_boxes[others], torch.tensor([0, 4])
+    )
+    assert matched[0, 2] == -1
+    assert torch.equal(matched[:, others], alone)
+
+
+def test_costs_beyond_any_sum_are_forbidden_too(implementation):
+    inputs = arguments(queries=4, counts=(2,))
+    extra = torch.tensor([[0, 0, 1e30, 0], [1e30, 1e30, 1e30, 1e30]]).expand(2, 2, 4)
+    matched = implementation(*inputs, extra_cost=extra, non_finite_cost=math.inf)
+    assert (matched[:, 1] == -1).all()
+    assert (matched[:, 0] >= 0).all()
+
+
+def test_a_bad_image_may_stay_unmatched(implementation):
+    logits, boxes, labels, target_boxes, offsets = arguments(counts=(5, 8, 7), queries=40)
+    inputs = (logits, boxes, labels, target_boxes, offsets)
+    expected = implementation(*inputs, groups=2)
+    boxes[1, 1, 25, 0] = math.inf
+    matched = implementation(*inputs, groups=2, non_finite_cost=math.nan)
+    expected[3, 5:13] = -1
+    assert torch.equal(matched, expected)
+
+
 # --- the dispatcher -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("class_cost", ["softmax", "focal"])
 def test_opcheck(class_cost):
-    torch.library.opcheck(
-        torch.ops.detr_fast.set_matching.default, arguments(), {"class_cost": class_cost}
-    )
+    inputs, counts, _ = padded(arguments(queries=36))
+    options = {"class_cost": class_cost, "groups": 3, "counts": counts}
+    options["extra_cost"] = torch.randn(2, 14, 36)
+    torch.library.opcheck(torch.ops.detr_fast.set_matching.default, inputs, options)
 
 
 def test_compiles_without_graph_breaks_or_recompiles():
@@ -168,8 +291,12 @@ def test_wrong_arguments_are_explained():
     logits, boxes, labels, target_boxes, offsets = arguments()
     with pytest.raises(ValueError, match=r"logits has shape \(3, 37, 13\)"):
         set_matching(logits[0], boxes, labels, target_boxes, offsets)
-    with pytest.raises(ValueError, match="non_finite_cost is inf"):
-        set_matching(logits, boxes, labels, target_boxes, offsets, non_finite_cost=math.inf)
+    for number in (-math.inf, 1e39):
+        with pytest.raises(ValueError, match=f"non_finite_cost is {number}".replace("+", "[+]")):
+            set_matching(logits, boxes, labels, target_boxes, offsets, non_finite_cost=number)
+    for groups in (0, -1, 2):
+        with pytest.raises(ValueError, match=f"37 queries do not divide into {groups} groups"):
+            set_matching(logits, boxes, labels, target_boxes, offsets, groups=groups)
 
 
 def test_offsets_that_do_not_divide_the_targets(implementation):

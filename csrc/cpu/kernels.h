@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "../lap.h"
@@ -12,13 +13,15 @@
 
 namespace detr_fast {
 
-// The predictions of one set for one image, and the image's targets; all arrays dense.
+// The predictions of one set, or a group of them, for one image, and the image's targets.
 template <class T>
 struct ImageMatching {
   const T* logits;        // [queries, classes]
   const T* boxes;         // [queries, 4], cx cy w h
   const int64_t* labels;  // [targets], in [0, classes)
   const T* target_boxes;  // [targets, 4]
+  const T* extra;         // [targets, queries], rows `extra_stride` apart; null for none
+  int64_t extra_stride;
   int64_t queries, classes, targets;
 };
 
@@ -26,6 +29,7 @@ struct MatchingOptions {
   bool focal;  // else softmax
   FocalParameters focal_parameters;
   CostWeights weights;
+  std::optional<CostRange> range;  // none: costs stay as they are
 };
 
 // Memory for one thread's problems, aligned for every vector; grows, and keeps what it has.

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <array>
+
 #include "kernels.h"
 #include "matching_inputs.h"
 #include "parallel.h"
@@ -25,7 +27,7 @@ void write_costs(const MatchingInputs& inputs, const MatchingOptions& options, a
   for_each_problem(order.size(), cost.numel(), make_workspace, [&](int64_t k, Workspace& storage) {
     const int64_t set = order[k] / images, b = order[k] % images;
     if (inputs.targets_of(b) == 0) return;
-    matching_cost_kernel<T>()(inputs.image<T>(set, b), options,
+    matching_cost_kernel<T>()(inputs.image<T>(set, 0, b), options,
                               costs + (set * targets + inputs.first(b)) * queries,
                               storage.reserve(bytes));
   });
@@ -33,14 +35,17 @@ void write_costs(const MatchingInputs& inputs, const MatchingOptions& options, a
 
 at::Tensor matching_cost(const at::Tensor& logits, const at::Tensor& boxes,
                          const at::Tensor& labels, const at::Tensor& target_boxes,
-                         const at::Tensor& offsets, c10::string_view class_cost,
+                         const at::Tensor& offsets, const std::optional<at::Tensor>& counts,
+                         const std::optional<at::Tensor>& extra_cost, c10::string_view class_cost,
                          double weight_class, double weight_bbox, double weight_giou, double alpha,
                          double gamma, double eps) {
-  const MatchingInputs inputs(logits, boxes, labels, target_boxes, offsets);
-  const MatchingOptions options = matching_options(
-      std::string_view(class_cost.data(), class_cost.size()), weight_class, weight_bbox,
-      weight_giou, alpha, gamma, eps);
-  at::Tensor cost = at::empty({inputs.sets(), inputs.targets(), inputs.queries()}, inputs.options());
+  const MatchingInputs inputs(
+      {logits, boxes, labels, target_boxes, offsets, counts, extra_cost}, 1);
+  const MatchingOptions options = matching_options(class_cost, weight_class, weight_bbox,
+                                                   weight_giou, alpha, gamma, eps);
+  const std::array<int64_t, 3> shape{inputs.sets(), inputs.targets(), inputs.queries()};
+  at::Tensor cost = inputs.has_room() ? at::zeros(shape, inputs.options())
+                                      : at::empty(shape, inputs.options());
   if (inputs.type() == at::kDouble) {
     write_costs<double>(inputs, options, cost);
   } else {

@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <type_traits>
 #include <vector>
@@ -23,77 +24,115 @@ auto matching_cost_kernel() {
   }
 }
 
+// How the operations' arguments are spelled in C++, in the order of their schemas.
+struct MatchingArguments {
+  const at::Tensor &logits, &boxes, &labels, &target_boxes, &offsets;
+  const std::optional<at::Tensor>&counts, &extra_cost;
+};
+
 class MatchingInputs {
  public:
-  // Raises ValueError and IndexError as the reference does.
-  MatchingInputs(const at::Tensor& logits, const at::Tensor& boxes, const at::Tensor& labels,
-                 const at::Tensor& target_boxes, const at::Tensor& offsets)
-      : type_(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
-        logits_(logits.to(type_).contiguous()),
-        boxes_(boxes.to(type_).contiguous()),
-        labels_(labels.contiguous()),
-        target_boxes_(target_boxes.to(type_).contiguous()),
-        bounds_(read(offsets)) {
-    check_bounds();
+  // The queries of an image are `groups` runs of equal length. Raises ValueError and IndexError as
+  // the reference does.
+  MatchingInputs(const MatchingArguments& given, int64_t groups)
+      : type_(given.logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
+        groups_(groups),
+        logits_(dense(given.logits)),
+        boxes_(dense(given.boxes)),
+        labels_(given.labels.contiguous()),
+        target_boxes_(dense(given.target_boxes)),
+        starts_(read(given.offsets)) {
+    if (given.extra_cost) extra_cost_ = dense(*given.extra_cost);
+    check_starts();
+    stops_.assign(starts_.begin() + 1, starts_.end());
+    if (given.counts) limit(read(*given.counts));
     check_labels();
   }
 
   at::ScalarType type() const { return type_; }
   at::TensorOptions options() const { return logits_.options(); }
   int64_t sets() const { return logits_.size(0); }
+  int64_t groups() const { return groups_; }
   int64_t images() const { return logits_.size(1); }
   int64_t queries() const { return logits_.size(2); }
+  int64_t queries_of_group() const { return queries() / groups_; }
   int64_t targets() const { return labels_.size(0); }
-  // Image b has the targets first(b) to first(b + 1) - 1.
-  int64_t first(int64_t b) const { return bounds_[b]; }
-  int64_t targets_of(int64_t b) const { return bounds_[b + 1] - bounds_[b]; }
+  // Image b has the targets first(b) to first(b) + targets_of(b) - 1.
+  int64_t first(int64_t b) const { return starts_[b]; }
+  int64_t targets_of(int64_t b) const { return stops_[b] - starts_[b]; }
+  // Whether images have room for more targets than they have.
+  bool has_room() const { return has_room_; }
 
   template <class T>
-  ImageMatching<T> image(int64_t set, int64_t b) const {
-    const int64_t slot = set * images() + b;
+  ImageMatching<T> image(int64_t set, int64_t group, int64_t b) const {
     const int64_t classes = logits_.size(3);
-    return {logits_.const_data_ptr<T>() + slot * queries() * classes,
-            boxes_.const_data_ptr<T>() + slot * queries() * 4,
+    const int64_t skipped = group * queries_of_group();
+    const int64_t query = (set * images() + b) * queries() + skipped;
+    return {logits_.const_data_ptr<T>() + query * classes,
+            boxes_.const_data_ptr<T>() + query * 4,
             labels_.const_data_ptr<int64_t>() + first(b),
             target_boxes_.const_data_ptr<T>() + first(b) * 4,
+            extra_cost_.defined() ? extra_cost_.const_data_ptr<T>() +
+                                        (set * targets() + first(b)) * queries() + skipped
+                                  : nullptr,
             queries(),
+            queries_of_group(),
             classes,
             targets_of(b)};
   }
 
  private:
-  static std::vector<int64_t> read(const at::Tensor& offsets) {
-    const at::Tensor dense = offsets.contiguous();
-    const int64_t* data = dense.const_data_ptr<int64_t>();
-    return {data, data + dense.numel()};
+  at::Tensor dense(const at::Tensor& given) const { return given.to(type_).contiguous(); }
+
+  static std::vector<int64_t> read(const at::Tensor& numbers) {
+    const at::Tensor on_cpu = numbers.cpu().contiguous();
+    const int64_t* data = on_cpu.const_data_ptr<int64_t>();
+    return {data, data + on_cpu.numel()};
   }
 
-  void check_bounds() const {
-    bool ascending = bounds_.front() == 0 && bounds_.back() == targets();
-    for (size_t b = 1; b < bounds_.size(); ++b) ascending &= bounds_[b - 1] <= bounds_[b];
-    TORCH_CHECK_VALUE(ascending, "offsets are ", at::IntArrayRef(bounds_),
+  void check_starts() const {
+    bool ascending = starts_.front() == 0 && starts_.back() == targets();
+    for (size_t b = 1; b < starts_.size(); ++b) ascending &= starts_[b - 1] <= starts_[b];
+    TORCH_CHECK_VALUE(ascending, "offsets are ", at::IntArrayRef(starts_),
                       ", but must ascend from 0 to the number of targets, ", targets(), ".");
+  }
+
+  void limit(const std::vector<int64_t>& counts) {
+    for (size_t b = 0; b < stops_.size(); ++b) {
+      const int64_t room = stops_[b] - starts_[b];
+      TORCH_CHECK_VALUE(0 <= counts[b] && counts[b] <= room, "counts[", b, "] is ", counts[b],
+                        ", but offsets leave image ", b, " room for ", room, " targets.");
+      stops_[b] = starts_[b] + counts[b];
+      has_room_ |= counts[b] < room;
+    }
   }
 
   void check_labels() const {
     const int64_t classes = logits_.size(3);
     const int64_t* labels = labels_.const_data_ptr<int64_t>();
-    for (int64_t t = 0; t < targets(); ++t) {
-      TORCH_CHECK_INDEX(0 <= labels[t] && labels[t] < classes, "labels[", t, "] is ", labels[t],
-                        ", but the logits have ", classes, " classes: labels must be in [0, ",
-                        classes - 1, "].");
+    for (size_t b = 0; b < stops_.size(); ++b) {
+      for (int64_t t = starts_[b]; t < stops_[b]; ++t) {
+        TORCH_CHECK_INDEX(0 <= labels[t] && labels[t] < classes, "labels[", t, "] is ", labels[t],
+                          ", but the logits have ", classes, " classes: labels must be in [0, ",
+                          classes - 1, "].");
+      }
     }
   }
 
   at::ScalarType type_;
-  at::Tensor logits_, boxes_, labels_, target_boxes_;
-  std::vector<int64_t> bounds_;
+  int64_t groups_;
+  at::Tensor logits_, boxes_, labels_, target_boxes_, extra_cost_;
+  std::vector<int64_t> starts_, stops_;
+  bool has_room_ = false;
 };
 
-inline MatchingOptions matching_options(std::string_view class_cost, double weight_class,
+inline MatchingOptions matching_options(c10::string_view class_cost, double weight_class,
                                         double weight_bbox, double weight_giou, double alpha,
-                                        double gamma, double eps) {
-  return {class_cost == "focal", {alpha, gamma, eps}, {weight_class, weight_bbox, weight_giou}};
+                                        double gamma, double eps,
+                                        std::optional<CostRange> range = std::nullopt) {
+  const std::string_view name(class_cost.data(), class_cost.size());
+  return {
+      name == "focal", {alpha, gamma, eps}, {weight_class, weight_bbox, weight_giou}, range};
 }
 
 }  // namespace detr_fast

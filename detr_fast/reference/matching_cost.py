@@ -3,6 +3,7 @@
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import cxcywh_to_xyxy, generalized_iou
@@ -15,6 +16,8 @@ def matching_cost(
     target_boxes: Tensor,
     offsets: Tensor,
     *,
+    counts: Tensor | None = None,
+    extra_cost: Tensor | None = None,
     class_cost: str = "softmax",
     weight_class: float = 1.0,
     weight_bbox: float = 1.0,
@@ -27,8 +30,9 @@ def matching_cost(
 
     The class term is `-softmax(logits)[label]` (Carion et al., ECCV 2020, section 3.1) or, for
     "focal", `alpha (1 - p)^gamma (-log(p + eps)) - (1 - alpha) p^gamma (-log(1 - p + eps))` with
-    `p = sigmoid(logits)[label]` (Zhu et al., Deformable DETR, ICLR 2021). L1 is taken on `cx, cy,
-    w, h`, the IoU on corners.
+    `p = sigmoid(logits)[label]` (Zhu et al., Deformable DETR, ICLR 2021); with `eps` 0 the
+    logarithms are those of sigmoids, and as precise. L1 is taken on `cx, cy, w, h`, the IoU on
+    corners.
 
     Args:
         logits: (S, B, Q, C) floating: S prediction sets (decoder layers), B images, Q queries.
@@ -36,40 +40,65 @@ def matching_cost(
         labels: (T,) int64, the targets of all images one after another.
         target_boxes: (T, 4) `cx, cy, w, h`.
         offsets: (B + 1,) int64 on the CPU: image b has the targets `offsets[b]:offsets[b + 1]`.
+        counts: (B,) int64, optional: only the first `counts[b]` of them; the others are room.
+        extra_cost: (S, T, Q), optional: added to the cost.
         class_cost: "softmax" or "focal".
         weight_class, weight_bbox, weight_giou: weights of the three terms.
         alpha, gamma, eps: of the focal class cost.
 
     Returns:
         (S, T, Q), float64 if `logits` are, else float32: entry [s, t, q] is the cost of target t
-        with query q of the image that t belongs to.
+        with query q of the image that t belongs to; 0 in the room.
 
     Raises:
-        ValueError: `offsets` do not divide the targets among the images.
-        IndexError: a label is negative or not smaller than C.
+        ValueError: `offsets` do not divide the targets among the images, or a count does not fit.
+        IndexError: a label is negative or not smaller than C, and on the CPU; elsewhere the costs
+            of such a target are NaN.
     """
-    sets, images, queries, classes = logits.shape
+    sets, _images, queries, classes = logits.shape
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    bounds = offsets.tolist()
-    _check_offsets(bounds, len(labels))
-    if labels.device.type == "cpu":
-        _check_labels(labels, classes)
-
-    cost = logits.new_empty((sets, len(labels), queries), dtype=dtype)
-    target_corners = cxcywh_to_xyxy(target_boxes.detach().to(dtype))
-    for b in range(images):
-        own = slice(bounds[b], bounds[b + 1])
-        term = _class_term(logits[:, b].detach().to(dtype), class_cost, alpha, gamma, eps)
-        class_term = term[:, :, labels[own].long()].transpose(1, 2)
+    cost = logits.new_zeros((sets, len(labels), queries), dtype=dtype)
+    for b, (start, stop) in enumerate(target_ranges(offsets, counts, len(labels))):
+        own = slice(start, stop)
+        if labels.device.type == "cpu":
+            _check_labels(labels, own, classes)
+        of_image = target_boxes[own, None].detach().to(dtype)
         predicted = boxes[:, b, None].detach().to(dtype)
-        distance = predicted - target_boxes[own, None].detach().to(dtype)
-        overlap = generalized_iou(cxcywh_to_xyxy(predicted), target_corners[own, None])
-        cost[:, own] = (
-            weight_bbox * distance.abs().sum(dim=-1)
-            + weight_class * class_term
-            - weight_giou * overlap
-        )
+        distance = (predicted - of_image).abs().sum(dim=-1)
+        overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(of_image))
+        term = _class_term(logits[:, b].detach().to(dtype), class_cost, alpha, gamma, eps)
+        known = (labels[own] >= 0) & (labels[own] < classes)
+        class_term = term[:, :, labels[own].clamp(0, classes - 1)].transpose(1, 2)
+        class_term = torch.where(known[:, None], class_term, torch.nan)
+        cost[:, own] = weight_bbox * distance + weight_class * class_term - weight_giou * overlap
+        if extra_cost is not None:
+            cost[:, own] += extra_cost[:, own].detach().to(dtype)
     return cost
+
+
+def target_ranges(offsets: Tensor, counts: Tensor | None, targets: int) -> list[tuple[int, int]]:
+    """Where the targets of each image begin and end.
+
+    Raises:
+        ValueError: `offsets` do not ascend from 0 to `targets`, or a count is not within its image.
+    """
+    bounds = offsets.tolist()
+    ascending = all(low <= high for low, high in itertools.pairwise(bounds))
+    if bounds[0] != 0 or bounds[-1] != targets or not ascending:
+        raise ValueError(
+            f"offsets are {bounds}, but must ascend from 0 to the number of targets, {targets}."
+        )
+    if counts is None:
+        return list(itertools.pairwise(bounds))
+    ranges = []
+    for b, count in enumerate(counts.tolist()):
+        room = bounds[b + 1] - bounds[b]
+        if not 0 <= count <= room:
+            raise ValueError(
+                f"counts[{b}] is {count}, but offsets leave image {b} room for {room} targets."
+            )
+        ranges.append((bounds[b], bounds[b] + count))
+    return ranges
 
 
 def _class_term(logits: Tensor, kind: str, alpha: float, gamma: float, eps: float) -> Tensor:
@@ -77,23 +106,17 @@ def _class_term(logits: Tensor, kind: str, alpha: float, gamma: float, eps: floa
         return -logits.softmax(dim=-1)
     # 1 - p as a sigmoid of its own: the difference would have no digit left where p is close to 1.
     p, not_p = logits.sigmoid(), (-logits).sigmoid()
-    positive = alpha * not_p**gamma * -(p + eps).log()
-    negative = (1 - alpha) * p**gamma * -(not_p + eps).log()
-    return positive - negative
+    if eps == 0:
+        log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+    else:
+        log_p, log_not_p = (p + eps).log(), (not_p + eps).log()
+    return (1 - alpha) * p**gamma * log_not_p - alpha * not_p**gamma * log_p
 
 
-def _check_offsets(bounds: list[int], targets: int) -> None:
-    ascending = all(low <= high for low, high in itertools.pairwise(bounds))
-    if bounds[0] != 0 or bounds[-1] != targets or not ascending:
-        raise ValueError(
-            f"offsets are {bounds}, but must ascend from 0 to the number of targets, {targets}."
-        )
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    outside = ((labels < 0) | (labels >= classes)).nonzero()
+def _check_labels(labels: Tensor, own: slice, classes: int) -> None:
+    outside = ((labels[own] < 0) | (labels[own] >= classes)).nonzero()
     if len(outside):
-        t = int(outside[0])
+        t = own.start + int(outside[0])
         raise IndexError(
             f"labels[{t}] is {int(labels[t])}, but the logits have {classes} classes: labels must "
             f"be in [0, {classes - 1}]."
