@@ -29,7 +29,7 @@ struct LaneArrays {
   int* column_of_row;  // [rows]
   int* row_of_column;  // [columns]
   double* v;           // [columns]
-  int* predecessor;    // [columns] on the path being flipped: the row that reached the column
+  int* predecessor;    // [columns] the row that reached the column
 };
 
 // The slot of column j is j.
@@ -43,12 +43,18 @@ class MemorySlots {
   HOST_DEVICE static void for_each(int lane, int count, int columns, const Visit& visit) {
     for (int j = lane; j < columns; j += count) visit(j, j);
   }
-  HOST_DEVICE static int slot_of(int column, int) { return column; }
-
-  HOST_DEVICE void clear(int slot) {
-    arrays_.v[slot] = 0;
-    forget(slot);
+  template <class Cost, class Visit>
+  HOST_DEVICE static void for_each_cost(const CostMatrix<Cost>& cost, int row, int lane, int count,
+                                        const Visit& visit) {
+    for (int j = lane; j < cost.columns; j += count) visit(j, j, cost.at(row, j));
   }
+  static constexpr int kRunners = 1;
+  HOST_DEVICE static int runner(int) { return 0; }
+  HOST_DEVICE static int slot_of(int column, int) { return column; }
+  HOST_DEVICE static int column_of(int slot, int, int) { return slot; }
+
+  HOST_DEVICE void clear() {}
+  HOST_DEVICE void begin(int slot) { forget(slot); }
   HOST_DEVICE void forget(int slot) {
     distance_[slot] = kInfinity;
     arrays_.predecessor[slot] = 0;
@@ -58,11 +64,10 @@ class MemorySlots {
   HOST_DEVICE double v(int slot) const { return arrays_.v[slot]; }
   HOST_DEVICE void set_v(int slot, double value) { arrays_.v[slot] = value; }
   HOST_DEVICE double distance(int slot) const { return distance_[slot]; }
-  HOST_DEVICE void reach(int slot, double distance, int row) {
+  HOST_DEVICE void reach(int slot, int, double distance, int row) {
     distance_[slot] = distance;
     arrays_.predecessor[slot] = row;
   }
-  HOST_DEVICE void show_predecessor(int, int) const {}
   // A settled column has the complement of its predecessor.
   HOST_DEVICE bool is_settled(int slot) const { return arrays_.predecessor[slot] < 0; }
   HOST_DEVICE void settle(int slot) { arrays_.predecessor[slot] = ~arrays_.predecessor[slot]; }
@@ -73,7 +78,8 @@ class MemorySlots {
 };
 
 // The slot of column j is j / count(). Whatever indexes the arrays is a constant once the loop over
-// the slots is unrolled; otherwise they would lie in memory.
+// the slots is unrolled; otherwise they would lie in memory. Predecessors are in memory all the same:
+// they are written without waiting and read once, when a path is flipped.
 template <int N>
 class RegisterSlots {
   static_assert(N <= 32, "free_ and settled_ have a bit for each slot");
@@ -83,24 +89,51 @@ class RegisterSlots {
 
   template <class Visit>
   HOST_DEVICE static void for_each(int lane, int count, int columns, const Visit& visit) {
-#ifdef __CUDACC__
-#pragma unroll
-#endif
+    UNROLL
     for (int slot = 0; slot < N; ++slot) {
       const int j = lane + slot * count;
       if (j < columns) visit(slot, j);
     }
   }
-  HOST_DEVICE static int slot_of(int column, int count) { return column / count; }
-
-  HOST_DEVICE void clear(int slot) {
-    v_[slot] = 0;
-    free_ |= bit(slot);
-    forget(slot);
+  // Empty slots too, at a cost of +inf. Without branches in `visit` there are none at all, and a GPU
+  // asks for many costs before it waits for the first.
+  template <class Cost, class Visit>
+  HOST_DEVICE static void for_each_cost(const CostMatrix<Cost>& cost, int row, int lane, int count,
+                                        const Visit& visit) {
+    constexpr int kBatch = N % 8 ? N % 10 ? N : 10 : 8;
+    const int left = cost.columns - lane;
+    UNROLL
+    for (int first = 0; first < N; first += kBatch) {
+      Cost costs[kBatch];
+      UNROLL
+      for (int k = 0; k < kBatch; ++k) {
+        const int ahead = (first + k) * count;
+        costs[k] = ahead < left ? cost.entry(row, lane + ahead) : static_cast<Cost>(kInfinity);
+      }
+      UNROLL
+      for (int k = 0; k < kBatch; ++k) {
+        visit(first + k, lane + (first + k) * count, static_cast<double>(costs[k]));
+      }
+    }
   }
+  // A minimum over the slots is taken by so many runners, each over its share, because a chain of
+  // comparisons takes as long as it has links.
+  static constexpr int kRunners = N < 4 ? 1 : 4;
+  HOST_DEVICE static int runner(int slot) { return slot % kRunners; }
+  HOST_DEVICE static int slot_of(int column, int count) { return column / count; }
+  HOST_DEVICE static int column_of(int slot, int lane, int count) { return lane + slot * count; }
+
+  HOST_DEVICE void clear() {
+    UNROLL
+    for (int slot = 0; slot < N; ++slot) {
+      v_[slot] = 0;
+      forget(slot);
+    }
+    free_ = 0;
+  }
+  HOST_DEVICE void begin(int slot) { free_ |= bit(slot); }
   HOST_DEVICE void forget(int slot) {
     distance_[slot] = kInfinity;
-    predecessor_[slot] = 0;
     settled_ &= ~bit(slot);
   }
   HOST_DEVICE bool is_free(int slot) const { return free_ & bit(slot); }
@@ -108,12 +141,9 @@ class RegisterSlots {
   HOST_DEVICE double v(int slot) const { return v_[slot]; }
   HOST_DEVICE void set_v(int slot, double value) { v_[slot] = value; }
   HOST_DEVICE double distance(int slot) const { return distance_[slot]; }
-  HOST_DEVICE void reach(int slot, double distance, int row) {
+  HOST_DEVICE void reach(int slot, int column, double distance, int row) {
     distance_[slot] = distance;
-    predecessor_[slot] = row;
-  }
-  HOST_DEVICE void show_predecessor(int slot, int column) const {
-    arrays_.predecessor[column] = predecessor_[slot];
+    arrays_.predecessor[column] = row;
   }
   HOST_DEVICE bool is_settled(int slot) const { return settled_ & bit(slot); }
   HOST_DEVICE void settle(int slot) { settled_ |= bit(slot); }
@@ -124,7 +154,6 @@ class RegisterSlots {
   LaneArrays arrays_;
   double v_[N];
   double distance_[N];
-  int predecessor_[N];
   unsigned free_ = 0, settled_ = 0;
 };
 
@@ -144,10 +173,11 @@ class LaneColumns {
     for (int row = lanes_.lane(); row < cost_.rows; row += lanes_.count()) {
       arrays_.column_of_row[row] = -1;
     }
+    slots_.clear();
     for_own_columns([&](int slot, int j) {
       arrays_.row_of_column[j] = -1;
       arrays_.v[j] = 0;
-      slots_.clear(slot);
+      slots_.begin(slot);
     });
     lanes_.sync();
   }
@@ -155,13 +185,10 @@ class LaneColumns {
   HOST_DEVICE Nearest row_minimum(int row) {
     double value = kInfinity;
     int column = cost_.columns;
-    for_own_columns([&](int, int j) {
-      double c = cost_.at(row, j);
-      if (!(c > -kInfinity)) c = -kInfinity;  // NaN too
-      if (c < value) {
-        value = c;
-        column = j;
-      }
+    for_own_costs(row, [&](int, int j, double c) {
+      c = c > -kInfinity ? c : -kInfinity;  // NaN too
+      column = c < value ? j : column;
+      value = c < value ? c : value;
     });
     lanes_.argmin(value, column);
     return {value, column};
@@ -177,21 +204,32 @@ class LaneColumns {
   HOST_DEVICE void publish() { lanes_.sync(); }
 
   HOST_DEVICE Nearest relax(int row, double base) {
-    double value = kInfinity;
-    int rank = 2 * cost_.columns;  // the column, behind all free columns if it is assigned
-    for_own_columns([&](int slot, int j) {
-      if (slots_.is_settled(slot)) return;
-      const double through = (cost_.at(row, j) - slots_.v(slot)) + base;
-      if (through < slots_.distance(slot)) slots_.reach(slot, through, row);
-      const double distance = slots_.distance(slot);
-      const int own_rank = slots_.is_free(slot) ? j : cost_.columns + j;
-      if (distance < value || (distance == value && own_rank < rank)) {
-        value = distance;
-        rank = own_rank;
-      }
+    constexpr int kAssigned = 1 << 30;  // puts a slot behind all slots of free columns
+    double values[Slots::kRunners];
+    int slots[Slots::kRunners];
+    for (int k = 0; k < Slots::kRunners; ++k) {
+      values[k] = kInfinity;
+      slots[k] = kAssigned;
+    }
+    for_own_costs(row, [&](int slot, int j, double cost) {
+      const double through = (cost - slots_.v(slot)) + base;
+      const bool open = !slots_.is_settled(slot);
+      if (open & (through < slots_.distance(slot))) slots_.reach(slot, j, through, row);
+      const double distance = open ? slots_.distance(slot) : kInfinity;
+      const int k = Slots::runner(slot);
+      keep_smaller(values[k], slots[k], distance, slots_.is_free(slot) ? slot : kAssigned + slot);
     });
-    lanes_.argmin(value, rank);
-    return {value, rank < cost_.columns ? rank : rank - cost_.columns};
+    for (int k = 1; k < Slots::kRunners; ++k) {
+      keep_smaller(values[0], slots[0], values[k], slots[k]);
+    }
+    // Across lanes the column counts, behind all free columns if it is assigned.
+    const bool assigned = slots[0] >= kAssigned;
+    const int own = Slots::column_of(assigned ? slots[0] - kAssigned : slots[0], lanes_.lane(),
+                                     lanes_.count());
+    const int rank_of_own = assigned ? cost_.columns + own : own;
+    int rank = values[0] < kInfinity ? rank_of_own : 2 * cost_.columns;
+    lanes_.argmin(values[0], rank);
+    return {values[0], rank < cost_.columns ? rank : rank - cost_.columns};
   }
 
   HOST_DEVICE double settle(const Nearest& nearest) {
@@ -201,9 +239,6 @@ class LaneColumns {
   }
 
   HOST_DEVICE void augment(int start, const Nearest& nearest) {
-    for_own_columns([&](int slot, int j) {
-      if (slots_.is_settled(slot) || j == nearest.column) slots_.show_predecessor(slot, j);
-    });
     lanes_.sync();
     for_own_columns([&](int slot, int j) {
       if (!slots_.is_settled(slot)) return;
@@ -222,6 +257,18 @@ class LaneColumns {
   template <class Visit>
   HOST_DEVICE void for_own_columns(const Visit& visit) {
     Slots::for_each(lanes_.lane(), lanes_.count(), cost_.columns, visit);
+  }
+
+  // visit(slot, column, cost) for each column of this lane and perhaps for empty slots.
+  template <class Visit>
+  HOST_DEVICE void for_own_costs(int row, const Visit& visit) {
+    Slots::for_each_cost(cost_, row, lanes_.lane(), lanes_.count(), visit);
+  }
+
+  HOST_DEVICE static void keep_smaller(double& value, int& rank, double other, int other_rank) {
+    const bool smaller = (other < value) | ((other == value) & (other_rank < rank));
+    value = smaller ? other : value;
+    rank = smaller ? other_rank : rank;
   }
 
   HOST_DEVICE bool owns(int column) const { return column % lanes_.count() == lanes_.lane(); }
