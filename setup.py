@@ -32,7 +32,8 @@ CXX_FLAGS += ["-ffp-contract=off"]
 # Nobody looks at the floating-point exception flags, for the sake of which GCC would not turn a
 # choice between two numbers into vector instructions. No result changes.
 CXX_FLAGS += ["-fno-trapping-math"]
-NVCC_FLAGS = ["-O3"]
+# -fmad=false is nvcc's word for the same.
+NVCC_FLAGS = ["-O3", "-fmad=false", "-Xptxas", "-warn-spills"]
 # The sources are kept clean for Volta and later.
 OLDEST_ARCH = (7, 0)
 
@@ -223,7 +224,7 @@ def extension(plan: Plan):
     kind = CppExtension
     if plan.cuda_kernels:
         kind = CUDAExtension
-        sources += sorted(ROOT.glob("csrc/cuda/*.cu"))
+        sources += sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/*.cu")])
         macros.append(("DETR_FAST_CUDA_ARCH_LIST", json.dumps(plan.cuda_arch_list)))
     return kind(
         "detr_fast._C",
