@@ -189,8 +189,9 @@ def arch_list(
 ) -> str:
     """Architectures to compile for, in the form of TORCH_CUDA_ARCH_LIST, which comes first if set.
 
-    Else those of the visible GPUs, and where there is none those of torch that the toolkit has;
-    the last one also as PTX, for GPUs that come later.
+    Else those of the visible GPUs, and where there is none the oldest of each generation of those
+    that torch and the toolkit have, which the others of the generation run too. The last one also
+    as PTX, for GPUs that come later.
     """
     named = environ.get("TORCH_CUDA_ARCH_LIST")
     if named and named != "native":
@@ -200,6 +201,8 @@ def arch_list(
     if visible:
         # A GPU newer than all of them runs the PTX of the newest.
         known = sorted({max((a for a in known if a <= gpu), default=gpu) for gpu in visible})
+    else:
+        known = [min(a for a in known if a[0] == major) for major in sorted({a[0] for a in known})]
     if not known:
         raise SystemExit(
             f"detr_fast: the toolkit at {toolkit.home} and torch ({torch_archs}) have no "
