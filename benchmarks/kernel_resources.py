@@ -1,4 +1,4 @@
-"""Compiles every CUDA kernel for a list of architectures, warnings as errors; tells what each takes.
+"""Compiles the CUDA kernels for several architectures, warnings as errors; tells what they take.
 
     python benchmarks/kernel_resources.py [--archs 75 80 86 89 90 100 120] [--output FOLDER]
 

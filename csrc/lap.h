@@ -1,33 +1,44 @@
 // Rectangular linear sum assignment: each of `rows` rows gets a column of its own, rows <= columns,
 // at the smallest total cost. No torch, no CUDA headers, no allocation.
 //
-// Row minima, then greedy claims, then shortest augmenting paths for the rows that are left
-// (Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 52(4), 2016; Jonker and
-// Volgenant, Computing 38, 1987). The only duals kept are those of the columns, v <= 0 and 0 on
-// free columns; that of a row follows from its assigned pair, which therefore is always tight.
-// Starting from row minima is valid for rows < columns, where column reduction is not. Duals and
-// distances are float64 whatever the costs: in float32 they could round a better exchange away.
+// Row minima and greedy claims, then bids, then shortest augmenting paths for the rows that are left
+// (Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 52(4), 2016; the bids
+// are the augmenting row reduction of Jonker and Volgenant, Computing 38, 1987). The only duals kept
+// are those of the columns, v <= 0 and 0 on free columns; that of a row follows from its assigned
+// pair, which therefore is always tight. Starting from row minima is valid for rows < columns, where
+// column reduction is not.
+//
+// A row that bids takes the column with its lowest c - v, whoever has it, and lowers v of the column
+// until its second choice would be as good; the loser bids next. Bids compare c - v rounded to Cost,
+// and v is a Cost as long as there are bids: where one rounded number is below another, so is the
+// exact one, and v is rounded up, so no better exchange is rounded away. Paths are in float64.
 //
 // Ties, the same however the work is divided: rows are served in ascending order; a row claims its
-// cheapest column, the lowest index among equals, if that is free; on a path the nearest column is
-// taken next, among equals a free one before an assigned one, then the lowest index. A column keeps
-// the first row that reached it at its distance.
+// cheapest column, the lowest index among equals, if that is free; it bids only if its first choice
+// is below its second and v becomes lower; on a path the nearest column is taken next, among equals
+// a free one before an assigned one, then the lowest index. A column keeps the first row that
+// reached it at its distance.
 //
 // `solve` is written once over a `Columns`, which holds the state of the columns and does the loops
 // over them:
 //   begin()               nothing is assigned
 //   row_minimum(row)      cheapest column of a row; -inf for a row with NaN or -inf
-//   in_range()            whether the costs seen fit the arithmetic of this Columns
 //   claim(row, column)    assigns them if the column is free
 //   publish()             makes the claims visible to every lane
 //   column_of(row), row_of(column)   the assigned partner, -1 for none
+//   may_bid()             whether no finite cost is beyond kLargestCost
+//   bid(row)              the row that loses its column to `row`; -1 for none
+//   begin_paths()         there are no bids from here on
 //   relax(row, base)      distances through `row`; the nearest column that is not settled
 //   settle(nearest)       takes that column off; the base for relaxing the row assigned to it
 //   augment(row, nearest) new duals, and the assignments along the path from `row` to `nearest`
-// LaneColumns in lap_lanes.h is that for any number of cooperating lanes; the CPU's SIMD version of it
-// is in cpu/.
+// LaneColumns in lap_lanes.h is that for any number of cooperating lanes; the CPU's SIMD version of
+// it is in cpu/.
 
 #pragma once
+
+#include <cstring>
+#include <type_traits>
 
 #include "host_device.h"
 
@@ -35,17 +46,64 @@ namespace detr_fast {
 
 constexpr double kInfinity = __builtin_huge_val();
 
+// Finite costs below this, and v after any number of bids, neither overflow in Cost nor round to it.
+template <class Cost>
+constexpr double kLargestCost = sizeof(Cost) == sizeof(float) ? 0x1p100 : 0x1p900;
+
+// What costs are multiplied by on paths if one of them is beyond kLargestCost, so that distances do
+// not overflow. Floats never need it.
+template <class Cost>
+constexpr double kScaleBeyond = sizeof(Cost) == sizeof(float) ? 1.0 : 0x1p-124;
+
+// Rows with equal wishes bid against each other in small steps; a path settles that at once.
+constexpr int kBidsPerRow = 8;
+
 enum class LapStatus : int {
   kOptimal = 0,
   kInfeasible = 1,  // +inf entries leave no full matching
   kInvalid = 2,     // an entry is NaN or -inf
-  kOutOfRange = 3,  // entries too large for this Columns; says nothing about the problem
 };
 
 struct Nearest {
   double value;
   int column;
 };
+
+// False for NaN, too.
+template <class Cost>
+HOST_DEVICE bool fits(Cost c) {
+  return (c > -kLargestCost<Cost> && c < kLargestCost<Cost>) || c == static_cast<Cost>(kInfinity);
+}
+
+// The least value above x.
+template <class Cost>
+HOST_DEVICE Cost next_above(Cost x) {
+  using Bits = std::conditional_t<sizeof(Cost) == sizeof(int), int, long long>;
+  Bits bits = 1;  // the smallest denormal
+  if (x != 0) {
+    memcpy(&bits, &x, sizeof x);
+    bits += x > 0 ? 1 : -1;
+  }
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// v of a column that a row takes at cost c if the second lowest c - v of the row rounds to `second`:
+// not below the exact difference, whatever was rounded away.
+template <class Cost>
+HOST_DEVICE Cost price_after_bid(Cost c, Cost second) {
+  return next_above(c + next_above(-second));
+}
+
+// Lets the rows without a column bid, each until nobody loses one.
+template <class Columns>
+HOST_DEVICE void assign_by_bids(Columns& columns) {
+  long long bids = static_cast<long long>(kBidsPerRow) * columns.rows();
+  for (int row = 0; row < columns.rows(); ++row) {
+    if (columns.column_of(row) >= 0) continue;
+    for (int bidder = row; bidder >= 0 && bids > 0; --bids) bidder = columns.bid(bidder);
+  }
+}
 
 // Extends the assignment by `start`; false if no free column can be reached.
 template <class Columns>
@@ -74,8 +132,9 @@ HOST_DEVICE LapStatus solve(Columns& columns) {
     if (feasible) columns.claim(row, nearest.column);
   }
   if (!feasible) return LapStatus::kInfeasible;
-  if (!columns.in_range()) return LapStatus::kOutOfRange;
   columns.publish();
+  if (columns.may_bid()) assign_by_bids(columns);
+  columns.begin_paths();
   for (int row = 0; row < columns.rows(); ++row) {
     if (columns.column_of(row) < 0 && !assign_by_shortest_path(columns, row)) {
       return LapStatus::kInfeasible;
@@ -93,11 +152,8 @@ struct CostMatrix {
   int rows;
   int columns;
 
-  HOST_DEVICE Cost entry(int row, int column) const {
+  HOST_DEVICE Cost at(int row, int column) const {
     return data[row * row_stride + column * column_stride];
-  }
-  HOST_DEVICE double at(int row, int column) const {
-    return static_cast<double>(entry(row, column));
   }
 };
 

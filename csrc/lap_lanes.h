@@ -29,7 +29,7 @@ struct LaneArrays {
   int* column_of_row;  // [rows]
   int* row_of_column;  // [columns]
   double* v;           // [columns]
-  int* predecessor;    // [columns] the row that reached the column
+  int* predecessor;    // [columns] the row that reached it
 };
 
 // The slot of column j is j.
@@ -43,8 +43,8 @@ class MemorySlots {
   HOST_DEVICE static void for_each(int lane, int count, int columns, const Visit& visit) {
     for (int j = lane; j < columns; j += count) visit(j, j);
   }
-  template <class Cost, class Visit>
-  HOST_DEVICE static void for_each_cost(const CostMatrix<Cost>& cost, int row, int lane, int count,
+  template <class Matrix, class Visit>
+  HOST_DEVICE static void for_each_cost(const Matrix& cost, int row, int lane, int count,
                                         const Visit& visit) {
     for (int j = lane; j < cost.columns; j += count) visit(j, j, cost.at(row, j));
   }
@@ -54,19 +54,20 @@ class MemorySlots {
   HOST_DEVICE static int column_of(int slot, int, int) { return slot; }
 
   HOST_DEVICE void clear() {}
-  HOST_DEVICE void begin(int slot) { forget(slot); }
   HOST_DEVICE void forget(int slot) {
     distance_[slot] = kInfinity;
     arrays_.predecessor[slot] = 0;
   }
   HOST_DEVICE bool is_free(int slot) const { return arrays_.row_of_column[slot] < 0; }
+  HOST_DEVICE void release(int) {}
   HOST_DEVICE void occupy(int) {}
   HOST_DEVICE double v(int slot) const { return arrays_.v[slot]; }
   HOST_DEVICE void set_v(int slot, double value) { arrays_.v[slot] = value; }
+  HOST_DEVICE void set_any_v(int slot, double value) { set_v(slot, value); }
   HOST_DEVICE double distance(int slot) const { return distance_[slot]; }
-  HOST_DEVICE void reach(int slot, int, double distance, int row) {
+  HOST_DEVICE void reach(int slot, int column, double distance, int row) {
     distance_[slot] = distance;
-    arrays_.predecessor[slot] = row;
+    arrays_.predecessor[column] = row;
   }
   // A settled column has the complement of its predecessor.
   HOST_DEVICE bool is_settled(int slot) const { return arrays_.predecessor[slot] < 0; }
@@ -97,10 +98,11 @@ class RegisterSlots {
   }
   // Empty slots too, at a cost of +inf. Without branches in `visit` there are none at all, and a GPU
   // asks for many costs before it waits for the first.
-  template <class Cost, class Visit>
-  HOST_DEVICE static void for_each_cost(const CostMatrix<Cost>& cost, int row, int lane, int count,
+  template <class Matrix, class Visit>
+  HOST_DEVICE static void for_each_cost(const Matrix& cost, int row, int lane, int count,
                                         const Visit& visit) {
     constexpr int kBatch = N % 8 ? N % 10 ? N : 10 : 8;
+    using Cost = decltype(cost.at(0, 0));
     const int left = cost.columns - lane;
     UNROLL
     for (int first = 0; first < N; first += kBatch) {
@@ -108,11 +110,11 @@ class RegisterSlots {
       UNROLL
       for (int k = 0; k < kBatch; ++k) {
         const int ahead = (first + k) * count;
-        costs[k] = ahead < left ? cost.entry(row, lane + ahead) : static_cast<Cost>(kInfinity);
+        costs[k] = ahead < left ? cost.at(row, lane + ahead) : static_cast<Cost>(kInfinity);
       }
       UNROLL
       for (int k = 0; k < kBatch; ++k) {
-        visit(first + k, lane + (first + k) * count, static_cast<double>(costs[k]));
+        visit(first + k, lane + (first + k) * count, costs[k]);
       }
     }
   }
@@ -131,15 +133,20 @@ class RegisterSlots {
     }
     free_ = 0;
   }
-  HOST_DEVICE void begin(int slot) { free_ |= bit(slot); }
   HOST_DEVICE void forget(int slot) {
     distance_[slot] = kInfinity;
     settled_ &= ~bit(slot);
   }
   HOST_DEVICE bool is_free(int slot) const { return free_ & bit(slot); }
+  HOST_DEVICE void release(int slot) { free_ |= bit(slot); }
   HOST_DEVICE void occupy(int slot) { free_ &= ~bit(slot); }
   HOST_DEVICE double v(int slot) const { return v_[slot]; }
   HOST_DEVICE void set_v(int slot, double value) { v_[slot] = value; }
+  // For a slot that is not a constant.
+  HOST_DEVICE void set_any_v(int slot, double value) {
+    UNROLL
+    for (int k = 0; k < N; ++k) v_[k] = k == slot ? value : v_[k];
+  }
   HOST_DEVICE double distance(int slot) const { return distance_[slot]; }
   HOST_DEVICE void reach(int slot, int column, double distance, int row) {
     distance_[slot] = distance;
@@ -157,15 +164,17 @@ class RegisterSlots {
   unsigned free_ = 0, settled_ = 0;
 };
 
-template <class Cost, class Lanes, class Slots>
+// A Matrix has rows, columns and at(row, column). One without a run-time stride between columns takes
+// fewer registers: with that of CostMatrix nvcc keeps the offset of each of 32 slots, and spills.
+template <class Cost, class Lanes, class Slots, class Matrix = CostMatrix<Cost>>
 class LaneColumns {
  public:
-  HOST_DEVICE LaneColumns(const CostMatrix<Cost>& cost, const LaneArrays& arrays,
-                          const Slots& slots, Lanes& lanes)
+  HOST_DEVICE LaneColumns(const Matrix& cost, const LaneArrays& arrays, const Slots& slots,
+                          Lanes& lanes)
       : cost_(cost), arrays_(arrays), slots_(slots), lanes_(lanes) {}
 
   HOST_DEVICE int rows() const { return cost_.rows; }
-  HOST_DEVICE bool in_range() const { return true; }
+  HOST_DEVICE bool may_bid() const { return may_bid_; }
   HOST_DEVICE int column_of(int row) const { return arrays_.column_of_row[row]; }
   HOST_DEVICE int row_of(int column) const { return arrays_.row_of_column[column]; }
 
@@ -177,19 +186,21 @@ class LaneColumns {
     for_own_columns([&](int slot, int j) {
       arrays_.row_of_column[j] = -1;
       arrays_.v[j] = 0;
-      slots_.begin(slot);
+      slots_.release(slot);
     });
     lanes_.sync();
   }
 
   HOST_DEVICE Nearest row_minimum(int row) {
-    double value = kInfinity;
+    Cost lowest = kInfinite;
     int column = cost_.columns;
-    for_own_costs(row, [&](int, int j, double c) {
-      c = c > -kInfinity ? c : -kInfinity;  // NaN too
-      column = c < value ? j : column;
-      value = c < value ? c : value;
+    for_own_costs(row, [&](int, int j, Cost c) {
+      may_bid_ &= fits(c);
+      c = c > -kInfinite ? c : -kInfinite;  // NaN too
+      column = c < lowest ? j : column;
+      lowest = c < lowest ? c : lowest;
     });
+    double value = lowest;
     lanes_.argmin(value, column);
     return {value, column};
   }
@@ -201,7 +212,49 @@ class LaneColumns {
     slots_.occupy(slot_of(column));
   }
 
-  HOST_DEVICE void publish() { lanes_.sync(); }
+  HOST_DEVICE void publish() {
+    double agreed = may_bid_;
+    int unused = 0;
+    lanes_.argmin(agreed, unused);
+    may_bid_ = agreed > 0;
+    lanes_.sync();
+  }
+
+  HOST_DEVICE int bid(int row) {
+    Cost own_first = kInfinite, own_second = kInfinite;
+    int column = cost_.columns;
+    for_own_costs(row, [&](int slot, int j, Cost c) {
+      const Cost s = c - static_cast<Cost>(slots_.v(slot));
+      const Cost beaten = s < own_first ? own_first : s;
+      own_second = beaten < own_second ? beaten : own_second;
+      column = s < own_first ? j : column;
+      own_first = s < own_first ? s : own_first;
+    });
+    double first = own_first;
+    lanes_.argmin(first, column);
+    double second = owns(column) ? own_second : own_first;
+    int unused = 0;
+    lanes_.argmin(second, unused);
+    if (!(first < second) || second == kInfinity) return -1;
+    const Cost price = price_after_bid(cost_.at(row, column), static_cast<Cost>(second));
+    if (!(price < arrays_.v[column])) return -1;
+    const int loser = row_of(column);
+    lanes_.sync();
+    if (owns(column)) {
+      slots_.occupy(slot_of(column));
+      slots_.set_any_v(slot_of(column), price);
+      arrays_.v[column] = price;
+      arrays_.row_of_column[column] = row;
+      arrays_.column_of_row[row] = column;
+      if (loser >= 0) arrays_.column_of_row[loser] = -1;
+    }
+    lanes_.sync();
+    return loser;
+  }
+
+  HOST_DEVICE void begin_paths() {
+    for_own_columns([&](int slot, int) { slots_.forget(slot); });
+  }
 
   HOST_DEVICE Nearest relax(int row, double base) {
     constexpr int kAssigned = 1 << 30;  // puts a slot behind all slots of free columns
@@ -211,8 +264,8 @@ class LaneColumns {
       values[k] = kInfinity;
       slots[k] = kAssigned;
     }
-    for_own_costs(row, [&](int slot, int j, double cost) {
-      const double through = (cost - slots_.v(slot)) + base;
+    for_own_costs(row, [&](int slot, int j, Cost c) {
+      const double through = (on_paths(c) - slots_.v(slot)) + base;
       const bool open = !slots_.is_settled(slot);
       if (open & (through < slots_.distance(slot))) slots_.reach(slot, j, through, row);
       const double distance = open ? slots_.distance(slot) : kInfinity;
@@ -235,7 +288,7 @@ class LaneColumns {
   HOST_DEVICE double settle(const Nearest& nearest) {
     const int j = nearest.column;
     if (owns(j)) slots_.settle(slot_of(j));
-    return nearest.value - (cost_.at(row_of(j), j) - arrays_.v[j]);
+    return nearest.value - (on_paths(cost_.at(row_of(j), j)) - arrays_.v[j]);
   }
 
   HOST_DEVICE void augment(int start, const Nearest& nearest) {
@@ -252,7 +305,12 @@ class LaneColumns {
     for_own_columns([&](int slot, int) { slots_.forget(slot); });
   }
 
+ protected:
+  bool may_bid_ = true;  // as far as this lane has seen; agreed on in publish()
+
  private:
+  static constexpr Cost kInfinite = static_cast<Cost>(kInfinity);
+
   // visit(slot, column) for each column of this lane, ascending.
   template <class Visit>
   HOST_DEVICE void for_own_columns(const Visit& visit) {
@@ -271,6 +329,10 @@ class LaneColumns {
     rank = smaller ? other_rank : rank;
   }
 
+  HOST_DEVICE double on_paths(double c) const {
+    return kScaleBeyond<Cost> == 1 || may_bid_ ? c : c * kScaleBeyond<Cost>;
+  }
+
   HOST_DEVICE bool owns(int column) const { return column % lanes_.count() == lanes_.lane(); }
   HOST_DEVICE int slot_of(int column) const { return Slots::slot_of(column, lanes_.count()); }
 
@@ -287,7 +349,7 @@ class LaneColumns {
     } while (row != start);
   }
 
-  CostMatrix<Cost> cost_;
+  Matrix cost_;
   LaneArrays arrays_;
   Slots slots_;
   Lanes& lanes_;

@@ -17,6 +17,7 @@ KINDS = (
     "mostly_forbidden",
     "denormal",
     "huge",
+    "near_the_limit",
     "negative_zero",
     "mixed_magnitudes",
     "rank_one",
@@ -48,6 +49,8 @@ def problem(rng: np.random.Generator, rows: int, columns: int, kind: str) -> np.
         cost = rng.integers(-5, 6, shape) * 1e-45
     elif kind == "huge":
         cost = np.where(rng.random(shape) < 0.4, 1e30, rng.random(shape) * 1e30)
+    elif kind == "near_the_limit":
+        cost = np.where(rng.random(shape) < 0.4, 3e38, rng.integers(-3, 4, shape) * 1e38)
     elif kind == "negative_zero":
         cost = rng.choice([0.0, -0.0, 1.0], shape)
     elif kind == "mixed_magnitudes":

@@ -16,9 +16,9 @@ inline size_t assignment_bytes(int rows, int columns, size_t cost_bytes, bool co
   return (state + 63) / 64 * 64 + copy;
 }
 
-// Copies `from` to dense rows, times `scale`, in tiles that fit the first cache.
-template <class From, class To>
-inline void copy_dense(const CostMatrix<From>& from, To* to, To scale) {
+// Copies `from` to dense rows, in tiles that fit the first cache.
+template <class Cost>
+inline void copy_dense(const CostMatrix<Cost>& from, Cost* to) {
   constexpr int kTile = 16;
   for (int i0 = 0; i0 < from.rows; i0 += kTile) {
     const int i1 = i0 + kTile < from.rows ? i0 + kTile : from.rows;
@@ -27,15 +27,14 @@ inline void copy_dense(const CostMatrix<From>& from, To* to, To scale) {
       for (int j = j0; j < j1; ++j) {
         for (int i = i0; i < i1; ++i) {
           to[static_cast<int64_t>(i) * from.columns + j] =
-              static_cast<To>(from.data[i * from.row_stride + j * from.column_stride]) * scale;
+              from.data[i * from.row_stride + j * from.column_stride];
         }
       }
     }
   }
 }
 
-// Solves a problem with rows <= columns. Entries beyond the range of Cost are solved in float64,
-// scaled by a power of two.
+// Solves a problem with rows <= columns.
 template <class Cost, class Use>
 inline LapStatus assign_rows(const CostMatrix<Cost>& cost, Workspace& workspace, const Use& use) {
   const bool copied = cost.column_stride != 1;
@@ -46,21 +45,14 @@ inline LapStatus assign_rows(const CostMatrix<Cost>& cost, Workspace& workspace,
   if (copied) {
     Cost* dense = reinterpret_cast<Cost*>(
         storage + assignment_bytes(cost.rows, cost.columns, sizeof(Cost), false));
-    copy_dense(cost, dense, Cost{1});
+    copy_dense(cost, dense);
     rows = dense;
     row_stride = cost.columns;
   }
   SimdColumns<Cost> columns(rows, row_stride, cost.rows, cost.columns, storage);
   const LapStatus status = solve(columns);
   if (status == LapStatus::kOptimal) use(columns);
-  if (status != LapStatus::kOutOfRange) return status;
-
-  Workspace memory, memory_of_copy;
-  const size_t size = sizeof(double) * cost.rows * cost.columns;
-  double* scaled = static_cast<double*>(memory_of_copy.reserve(size));
-  copy_dense(cost, scaled, sizeof(Cost) == sizeof(double) ? 0x1p-124 : 1.0);
-  return assign_rows(CostMatrix<double>{scaled, cost.columns, 1, cost.rows, cost.columns}, memory,
-                     use);
+  return status;
 }
 
 template <class Cost>

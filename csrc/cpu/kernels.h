@@ -47,7 +47,7 @@ struct CpuKernels {
 
   // Assign rows and columns of a matrix of any shape: columns_of_rows[i] is the column of row i, -1
   // for none, and -1 for every row unless the status is kOptimal. They allocate only what
-  // `workspace` lacks of assignment_bytes, and where entries are too large for the usual path.
+  // `workspace` lacks of assignment_bytes.
   LapStatus (*assign_float)(const CostMatrix<float>&, int64_t* columns_of_rows, Workspace&);
   LapStatus (*assign_double)(const CostMatrix<double>&, int64_t* columns_of_rows, Workspace&);
   size_t (*assignment_bytes)(int rows, int columns, size_t cost_bytes, bool copied);

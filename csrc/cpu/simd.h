@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(DETR_FAST_AVX512) || defined(DETR_FAST_AVX2)
 #include <immintrin.h>
@@ -14,9 +15,27 @@
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-// Simd<T>: kLanes values of T in a Vector. Comparisons give one bit a lane, lane 0 the lowest.
+// Simd<T>: kLanes values of T in a Vector. Comparisons give one bit a lane, lane 0 the lowest;
+// select(bits, a, b) takes the lanes of a where the bit is set.
+// Simd<double> also loads floats, and lower(values, candidates, tags, tag) stores the candidates that
+// are lower than the values, with the tag, and returns the lower of both.
 template <class T>
 struct Simd;
+
+#if defined(DETR_FAST_AVX512) || defined(DETR_FAST_AVX2)
+
+inline float lowest_of(__m256 a) {
+  __m128 b = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_min_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_min_ss(b, _mm_movehdup_ps(b)));
+}
+
+inline double lowest_of(__m256d a) {
+  const __m128d b = _mm_min_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+  return _mm_cvtsd_f64(_mm_min_sd(b, _mm_unpackhi_pd(b, b)));
+}
+
+#endif
 
 #if defined(DETR_FAST_AVX512)
 
@@ -31,11 +50,16 @@ struct Simd<float> {
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
   static Vector min(Vector a, Vector b) { return _mm512_maskz_min_ps(0xffff, a, b); }
-  static Vector abs(Vector a) { return _mm512_abs_ps(a); }
-  static uint64_t less_equal(Vector a, Vector b) {
-    return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+  static Vector max(Vector a, Vector b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+  static float lowest(Vector a) {
+    return lowest_of(_mm256_min_ps(_mm512_maskz_extractf32x8_ps(0xff, a, 0),
+                                   _mm512_maskz_extractf32x8_ps(0xff, a, 1)));
   }
+  static Vector abs(Vector a) { return _mm512_abs_ps(a); }
   static uint64_t equal(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  static Vector select(uint64_t bits, Vector a, Vector b) {
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b, a);
+  }
 };
 
 template <>
@@ -47,12 +71,28 @@ struct Simd<double> {
   static Vector broadcast(double a) { return _mm512_set1_pd(a); }
   static Vector add(Vector a, Vector b) { return _mm512_add_pd(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm512_sub_pd(a, b); }
+  static Vector mul(Vector a, Vector b) { return _mm512_mul_pd(a, b); }
   static Vector min(Vector a, Vector b) { return _mm512_maskz_min_pd(0xff, a, b); }
-  static Vector abs(Vector a) { return _mm512_abs_pd(a); }
-  static uint64_t less_equal(Vector a, Vector b) {
-    return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ);
+  static Vector max(Vector a, Vector b) { return _mm512_maskz_max_pd(0xff, a, b); }
+  static double lowest(Vector a) {
+    return lowest_of(_mm256_min_pd(_mm512_maskz_extractf64x4_pd(0xf, a, 0),
+                                   _mm512_maskz_extractf64x4_pd(0xf, a, 1)));
   }
+  static Vector abs(Vector a) { return _mm512_abs_pd(a); }
   static uint64_t equal(Vector a, Vector b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+  static Vector select(uint64_t bits, Vector a, Vector b) {
+    return _mm512_mask_blend_pd(static_cast<__mmask8>(bits), b, a);
+  }
+  static Vector load(const float* p) { return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p)); }
+  static Vector lower(double* values, Vector candidates, int* tags, int tag) {
+    const Vector held = load(values);
+    const __mmask8 is_lower = _mm512_cmp_pd_mask(candidates, held, _CMP_LT_OQ);
+    _mm256_mask_storeu_epi32(tags, is_lower, _mm256_set1_epi32(tag));
+    // In full: what a masked store leaves cannot be loaded until it has reached the cache.
+    const Vector lower = min(candidates, held);
+    store(values, lower);
+    return lower;
+  }
 };
 
 #elif defined(DETR_FAST_AVX2)
@@ -67,12 +107,17 @@ struct Simd<float> {
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
   static Vector min(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+  static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+  static float lowest(Vector a) { return lowest_of(a); }
   static Vector abs(Vector a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-  static uint64_t less_equal(Vector a, Vector b) {
-    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)));
-  }
   static uint64_t equal(Vector a, Vector b) {
     return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)));
+  }
+  static Vector select(uint64_t bits, Vector a, Vector b) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+    const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane);
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(chosen));
   }
 };
 
@@ -85,13 +130,32 @@ struct Simd<double> {
   static Vector broadcast(double a) { return _mm256_set1_pd(a); }
   static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm256_sub_pd(a, b); }
+  static Vector mul(Vector a, Vector b) { return _mm256_mul_pd(a, b); }
   static Vector min(Vector a, Vector b) { return _mm256_min_pd(a, b); }
+  static Vector max(Vector a, Vector b) { return _mm256_max_pd(a, b); }
+  static double lowest(Vector a) { return lowest_of(a); }
   static Vector abs(Vector a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
-  static uint64_t less_equal(Vector a, Vector b) {
-    return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_LE_OQ)));
-  }
   static uint64_t equal(Vector a, Vector b) {
     return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_EQ_OQ)));
+  }
+  static Vector select(uint64_t bits, Vector a, Vector b) {
+    const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i all = _mm256_set1_epi64x(static_cast<long long>(bits));
+    const __m256i chosen = _mm256_cmpeq_epi64(_mm256_and_si256(all, lane), lane);
+    return _mm256_blendv_pd(b, a, _mm256_castsi256_pd(chosen));
+  }
+  static Vector load(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+  static Vector lower(double* values, Vector candidates, int* tags, int tag) {
+    const Vector held = load(values);
+    const __m256 is_lower = _mm256_castpd_ps(_mm256_cmp_pd(candidates, held, _CMP_LT_OQ));
+    const __m128 tagged = _mm_shuffle_ps(_mm256_castps256_ps128(is_lower),
+                                         _mm256_extractf128_ps(is_lower, 1), 0x88);
+    auto* place = reinterpret_cast<__m128i*>(tags);
+    _mm_storeu_si128(place, _mm_blendv_epi8(_mm_loadu_si128(place), _mm_set1_epi32(tag),
+                                            _mm_castps_si128(tagged)));
+    const Vector lower = min(candidates, held);
+    store(values, lower);
+    return lower;
   }
 };
 
@@ -119,17 +183,44 @@ struct Simd {
   static Vector sub(Vector a, Vector b) {
     return make([&](int k) { return a.lane[k] - b.lane[k]; });
   }
+  static Vector mul(Vector a, Vector b) {
+    return make([&](int k) { return a.lane[k] * b.lane[k]; });
+  }
   static Vector min(Vector a, Vector b) {
     return make([&](int k) { return a.lane[k] < b.lane[k] ? a.lane[k] : b.lane[k]; });
+  }
+  static Vector max(Vector a, Vector b) {
+    return make([&](int k) { return a.lane[k] > b.lane[k] ? a.lane[k] : b.lane[k]; });
+  }
+  static T lowest(Vector a) {
+    T low = a.lane[0];
+    for (int k = 1; k < kLanes; ++k) low = a.lane[k] < low ? a.lane[k] : low;
+    return low;
   }
   static Vector abs(Vector a) {
     return make([&](int k) { return __builtin_fabs(a.lane[k]); });
   }
-  static uint64_t less_equal(Vector a, Vector b) {
-    return bits([&](int k) { return a.lane[k] <= b.lane[k]; });
-  }
   static uint64_t equal(Vector a, Vector b) {
-    return bits([&](int k) { return a.lane[k] == b.lane[k]; });
+    uint64_t bits = 0;
+    for (int k = 0; k < kLanes; ++k) {
+      bits |= static_cast<uint64_t>(a.lane[k] == b.lane[k]) << k;
+    }
+    return bits;
+  }
+  static Vector select(uint64_t bits, Vector a, Vector b) {
+    return make([&](int k) { return bits >> k & 1 ? a.lane[k] : b.lane[k]; });
+  }
+  static Vector load(const std::conditional_t<sizeof(T) == 8, float, double>* p) {
+    return make([&](int k) { return p[k]; });
+  }
+  static Vector lower(T* values, Vector candidates, int* tags, int tag) {
+    return make([&](int k) {
+      if (candidates.lane[k] < values[k]) {
+        values[k] = candidates.lane[k];
+        tags[k] = tag;
+      }
+      return values[k];
+    });
   }
 
  private:
@@ -138,12 +229,6 @@ struct Simd {
     Vector a;
     for (int k = 0; k < kLanes; ++k) a.lane[k] = static_cast<T>(value(k));
     return a;
-  }
-  template <class Test>
-  static uint64_t bits(const Test& test) {
-    uint64_t result = 0;
-    for (int k = 0; k < kLanes; ++k) result |= static_cast<uint64_t>(test(k)) << k;
-    return result;
   }
 };
 

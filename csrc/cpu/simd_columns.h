@@ -1,10 +1,6 @@
-// The columns of an assignment problem (see lap.h) for one thread with SIMD, as an exact sieve.
-//
-// A path only needs the columns nearer than the nearest free column found so far. v <= 0 is 0 on
-// free columns, so that column is known from a row after one pass, and a second pass in the
-// precision of the costs sieves out what could be nearer: c - v <= bound - base, with every rounding
-// against it. The few columns that pass are looked at in float64, exactly as LaneColumns looks at
-// all of them, so both give the same assignment. Open columns wait in a heap.
+// The columns of an assignment problem (see lap.h) for one thread with SIMD: rows of costs are
+// streamed, in their own precision for row minima and bids, in float64 for paths. The same numbers
+// are computed and compared as in LaneColumns, so both give the same assignment.
 
 #pragma once
 
@@ -14,52 +10,47 @@
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-// Sums of costs below this neither overflow in Cost nor lose the sieve's margin.
-template <class Cost>
-constexpr double kLargestCost = sizeof(Cost) == 4 ? 0x1p100 : 0x1p900;
-
 template <class Cost>
 class SimdColumns {
   using V = Simd<Cost>;
+  using D = Simd<double>;
+  using Vector = typename V::Vector;
 
  public:
   static size_t bytes(int rows, int columns) {
-    return static_cast<size_t>(columns) * (2 * sizeof(double) + 2 * sizeof(Cost) + 3 * sizeof(int)) +
-           static_cast<size_t>(rows) * 3 * sizeof(int);
+    return static_cast<size_t>(columns) * (2 * sizeof(double) + sizeof(Cost) + 2 * sizeof(int)) +
+           static_cast<size_t>(rows) * (sizeof(Settled) + sizeof(int));
   }
 
   // Row i is at cost + i * row_stride; `storage` has bytes(rows, columns), aligned for double.
   SimdColumns(const Cost* cost, int64_t row_stride, int rows, int columns, void* storage)
       : cost_(cost), row_stride_(row_stride), rows_(rows), columns_(columns) {
-    v_ = static_cast<double*>(storage);
+    settled_ = static_cast<Settled*>(storage);
+    v_ = reinterpret_cast<double*>(settled_ + rows);
     distance_ = v_ + columns;
-    sieve_ = reinterpret_cast<Cost*>(distance_ + columns);
-    taken_ = sieve_ + columns;
-    row_of_ = reinterpret_cast<int*>(taken_ + columns);
+    price_ = reinterpret_cast<Cost*>(distance_ + columns);
+    row_of_ = reinterpret_cast<int*>(price_ + columns);
     predecessor_ = row_of_ + columns;
-    place_ = predecessor_ + columns;
-    column_of_ = place_ + columns;
-    heap_ = column_of_ + rows;
-    reached_ = heap_ + rows;
+    column_of_ = predecessor_ + columns;
   }
 
   int rows() const { return rows_; }
   int column_of(int row) const { return column_of_[row]; }
   int row_of(int column) const { return row_of_[column]; }
-  bool in_range() const { return in_range_; }
+  bool may_bid() const { return may_bid_; }
 
   void begin() {
     std::memset(row_of_, -1, columns_ * sizeof(int));
     std::memset(column_of_, -1, rows_ * sizeof(int));
-    in_range_ = true;
+    may_bid_ = true;
     unassigned_ = rows_;
   }
 
   Nearest row_minimum(int row) {
     const Cost* c = row_of_costs(row);
     if (columns_ < V::kLanes) return row_minimum_with_care(c);
-    typename V::Vector low0 = V::load(c), low1 = low0, low2 = low0, low3 = low0;
-    typename V::Vector sum0 = V::broadcast(0), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+    Vector low0 = V::load(c), low1 = low0, low2 = low0, low3 = low0;
+    Vector sum0 = V::broadcast(0), sum1 = sum0, sum2 = sum0, sum3 = sum0;
     for_each_block<Cost>(columns_, [&](int j0, int j1, int j2, int j3) {
       const auto c0 = V::load(c + j0), c1 = V::load(c + j1);
       const auto c2 = V::load(c + j2), c3 = V::load(c + j3);
@@ -76,8 +67,8 @@ class SimdColumns {
     // Not smaller than the largest magnitude; NaN and infinite entries are in it too.
     const Cost sum = total(V::add(V::add(sum0, sum1), V::add(sum2, sum3)));
     if (!(sum < kLargestCost<Cost>)) return row_minimum_with_care(c);
-    const Cost low = lowest(V::min(V::min(low0, low1), V::min(low2, low3)));
-    return {low, first_equal(c, nullptr, low)};
+    const Cost low = V::lowest(V::min(V::min(low0, low1), V::min(low2, low3)));
+    return {low, first_equal(low, [&](int j) { return V::load(c + j); })};
   }
 
   void claim(int row, int column) {
@@ -88,45 +79,75 @@ class SimdColumns {
   }
 
   void publish() {
+    if (unassigned_ > 0) std::fill_n(price_, columns_, Cost{0});
+  }
+
+  int bid(int row) {
+    const Cost* c = row_of_costs(row);
+    const Pair lowest = columns_ < V::kLanes ? two_lowest_with_care(c) : two_lowest(c);
+    if (!(lowest.first < lowest.second) || lowest.second == kInfinite) return -1;
+    const int j = column_with(lowest.first, c);
+    const Cost price = price_after_bid(c[j], lowest.second);
+    if (!(price < price_[j])) return -1;
+    price_[j] = price;
+    const int loser = row_of_[j];
+    if (loser >= 0) {
+      column_of_[loser] = -1;
+    } else {
+      --unassigned_;
+    }
+    row_of_[j] = row;
+    column_of_[row] = j;
+    return loser;
+  }
+
+  void begin_paths() {
     if (unassigned_ == 0) return;
-    for (int j = 0; j < columns_; ++j) v_[j] = 0;
-    for (int j = 0; j < columns_; ++j) distance_[j] = kInfinity;
-    for (int j = 0; j < columns_; ++j) sieve_[j] = 0;
-    for (int j = 0; j < columns_; ++j) taken_[j] = row_of_[j] < 0 ? 0 : kInfinite;
-    begin_search();
+    for (int j = 0; j < columns_; ++j) v_[j] = price_[j];
+    begin_path();
   }
 
   Nearest relax(int row, double base) {
     const Cost* c = row_of_costs(row);
-    if (!searching_) {
-      searching_ = true;
-      nearest_free_ = cheapest_free(c);
-      if (nearest_free_.value < kInfinity) predecessor_[nearest_free_.column] = row;
-    }
-    sieve(c, row, base);
-    if (open_ > 0 && distance_[heap_[0]] < nearest_free_.value) {
-      return {distance_[heap_[0]], heap_[0]};
-    }
-    return nearest_free_;
+    if (columns_ < D::kLanes) return relax_with_care(c, row, base);
+    const auto bases = D::broadcast(base);
+    auto low0 = D::broadcast(kInfinity), low1 = low0, low2 = low0, low3 = low0;
+    const double* v = v_;
+    double* distance = distance_;
+    int* predecessor = predecessor_;
+    const auto scale = D::broadcast(may_bid_ ? 1 : kScaleBeyond<Cost>);
+    const auto scaled = [=](typename D::Vector costs) {
+      return kScaleBeyond<Cost> == 1 ? costs : D::mul(costs, scale);
+    };
+    const auto lower = [=](int j, typename D::Vector low) {
+      const auto through = D::add(D::sub(scaled(D::load(c + j)), D::load(v + j)), bases);
+      return D::min(low, D::lower(distance + j, through, predecessor + j, row));
+    };
+    for_each_block<double>(columns_, [&](int j0, int j1, int j2, int j3) {
+      low0 = lower(j0, low0);
+      low1 = lower(j1, low1);
+      low2 = lower(j2, low2);
+      low3 = lower(j3, low3);
+      return false;
+    });
+    const double low = D::lowest(D::min(D::min(low0, low1), D::min(low2, low3)));
+    return {low, low < kInfinity ? nearest_at(low) : columns_};
   }
 
+  // Nothing lowers the distance of a settled column: seen from any row it is infinite.
   double settle(const Nearest& nearest) {
     const int j = nearest.column;
-    drop_nearest();
-    sieve_[j] = -kInfinite;
-    return nearest.value - (row_of_costs(row_of_[j])[j] - v_[j]);
+    const double v = v_[j];
+    settled_[count_settled_++] = {nearest.value, v, j};
+    v_[j] = -kInfinity;
+    distance_[j] = kInfinity;
+    return nearest.value - (scaled(row_of_costs(row_of_[j])[j]) - v);
   }
 
   void augment(int start, const Nearest& nearest) {
-    for (int k = 0; k < count_reached_; ++k) {
-      const int j = reached_[k];
-      if (sieve_[j] == -kInfinite) {
-        v_[j] -= nearest.value - distance_[j];
-        sieve_[j] = rounded_up(v_[j]);
-      }
-      distance_[j] = kInfinity;
+    for (int k = 0; k < count_settled_; ++k) {
+      v_[settled_[k].column] = settled_[k].v - (nearest.value - settled_[k].distance);
     }
-    taken_[nearest.column] = kInfinite;
     int column = nearest.column, row;
     do {
       row = predecessor_[column];
@@ -135,32 +156,28 @@ class SimdColumns {
       column_of_[row] = column;
       column = next;
     } while (row != start);
-    begin_search();
+    begin_path();
   }
 
  private:
+  struct Settled {
+    double distance, v;
+    int column;
+  };
+  struct Pair {
+    Cost first, second;
+  };
+
   static constexpr Cost kInfinite = static_cast<Cost>(kInfinity);
 
   const Cost* row_of_costs(int row) const { return cost_ + row * row_stride_; }
 
-  void begin_search() {
-    searching_ = false;
-    open_ = 0;
-    count_reached_ = 0;
+  void begin_path() {
+    count_settled_ = 0;
+    std::fill_n(distance_, columns_, kInfinity);
   }
 
-  static Cost lowest(typename V::Vector a) {
-    Cost lanes[V::kLanes];
-    V::store(lanes, a);
-    for (int half = V::kLanes / 2; half > 0; half /= 2) {
-      for (int k = 0; k < half; ++k) {
-        lanes[k] = lanes[k + half] < lanes[k] ? lanes[k + half] : lanes[k];
-      }
-    }
-    return lanes[0];
-  }
-
-  static Cost total(typename V::Vector a) {
+  static Cost total(Vector a) {
     Cost lanes[V::kLanes];
     V::store(lanes, a);
     for (int half = V::kLanes / 2; half > 0; half /= 2) {
@@ -169,16 +186,18 @@ class SimdColumns {
     return lanes[0];
   }
 
-  // The lowest column whose cost, plus `penalty` if there is one, is `value`; there is one.
-  int first_equal(const Cost* c, const Cost* penalty, Cost value) const {
+  double scaled(Cost c) const {
+    return kScaleBeyond<Cost> == 1 || may_bid_ ? c : c * kScaleBeyond<Cost>;
+  }
+
+  // The lowest column where values(column, ...) have `value`; there is one.
+  template <class Values>
+  int first_equal(Cost value, const Values& values) const {
     const auto wanted = V::broadcast(value);
-    const auto at = [&](int j) {
-      return V::equal(penalty ? V::add(V::load(c + j), V::load(penalty + j)) : V::load(c + j),
-                      wanted);
-    };
     int column = 0;
     for_each_block<Cost>(columns_, [&](int j0, int j1, int j2, int j3) {
-      const uint64_t bits0 = at(j0), bits1 = at(j1), bits2 = at(j2), bits3 = at(j3);
+      const uint64_t bits0 = V::equal(values(j0), wanted), bits1 = V::equal(values(j1), wanted);
+      const uint64_t bits2 = V::equal(values(j2), wanted), bits3 = V::equal(values(j3), wanted);
       if (!(bits0 | bits1 | bits2 | bits3)) return false;
       column = bits0   ? j0 + __builtin_ctzll(bits0)
                : bits1 ? j1 + __builtin_ctzll(bits1)
@@ -194,157 +213,145 @@ class SimdColumns {
     bool valid = true;
     for (int j = 0; j < columns_; ++j) {
       valid &= c[j] > -kInfinite;
-      in_range_ &= !(c[j] >= kLargestCost<Cost> && c[j] < kInfinite) && !(c[j] <= -kLargestCost<Cost>);
+      may_bid_ &= fits(c[j]);
       if (c[j] < nearest.value) nearest = {c[j], j};
     }
     return valid ? nearest : Nearest{-kInfinity, columns_};
   }
 
-  Nearest cheapest_free(const Cost* c) const {
-    Nearest nearest{kInfinity, columns_};
-    if (columns_ < V::kLanes) {
-      for (int j = 0; j < columns_; ++j) {
-        if (row_of_[j] < 0 && c[j] < nearest.value) nearest = {c[j], j};
-      }
-      return nearest;
-    }
+  // Reduced costs c - price, rounded to Cost.
+  static Vector reduced(const Cost* c, const Cost* price, int j) {
+    return V::sub(V::load(c + j), V::load(price + j));
+  }
+
+  // The two lowest of a row; equal where the lowest occurs twice.
+  Pair two_lowest(const Cost* c) const {
     auto low0 = V::broadcast(kInfinite), low1 = low0, low2 = low0, low3 = low0;
-    for_each_block<Cost>(columns_, [&](int j0, int j1, int j2, int j3) {
-      low0 = V::min(low0, V::add(V::load(c + j0), V::load(taken_ + j0)));
-      low1 = V::min(low1, V::add(V::load(c + j1), V::load(taken_ + j1)));
-      low2 = V::min(low2, V::add(V::load(c + j2), V::load(taken_ + j2)));
-      low3 = V::min(low3, V::add(V::load(c + j3), V::load(taken_ + j3)));
-      return false;
-    });
-    const Cost low = lowest(V::min(V::min(low0, low1), V::min(low2, low3)));
-    if (low < kInfinite) nearest = {low, first_equal(c, taken_, low)};
-    return nearest;
-  }
-
-  // Reaches columns through `row` that are nearer than what is known.
-  void sieve(const Cost* c, int row, double base) {
-    Cost limit = limit_for(base);
-    if (columns_ < V::kLanes) {
-      for (int j = 0; j < columns_; ++j) {
-        if (c[j] - sieve_[j] <= limit && reach(c[j], j, row, base)) limit = limit_for(base);
-      }
-      return;
-    }
-    auto limits = V::broadcast(limit);
-    const auto at = [&](int j) {
-      return V::less_equal(V::sub(V::load(c + j), V::load(sieve_ + j)), limits);
+    auto next0 = low0, next1 = low0, next2 = low0, next3 = low0;
+    const auto take = [](Vector s, Vector& low, Vector& next) {
+      next = V::min(next, V::max(low, s));
+      low = V::min(low, s);
     };
-    for_each_block<Cost>(columns_, [&](int j0, int j1, int j2, int j3) {
-      const uint64_t bits0 = at(j0), bits1 = at(j1), bits2 = at(j2), bits3 = at(j3);
+    const auto join = [](Vector& low, Vector& next, Vector other_low, Vector other_next) {
+      next = V::min(V::min(next, other_next), V::max(low, other_low));
+      low = V::min(low, other_low);
+    };
+    constexpr int kLanes = V::kLanes;
+    const Cost* price = price_;
+    int j = 0;
+    for (; j + 4 * kLanes <= columns_; j += 4 * kLanes) {
+      take(reduced(c, price, j), low0, next0);
+      take(reduced(c, price, j + kLanes), low1, next1);
+      take(reduced(c, price, j + 2 * kLanes), low2, next2);
+      take(reduced(c, price, j + 3 * kLanes), low3, next3);
+    }
+    for (; j + kLanes <= columns_; j += kLanes) take(reduced(c, price, j), low0, next0);
+    if (j < columns_) {
+      // No column may come twice: those before j get an infinite summand.
+      const Cost* summands = kTail.values + columns_ - j;
+      take(V::add(reduced(c, price, columns_ - kLanes), V::load(summands)), low1, next1);
+    }
+    join(low0, next0, low1, next1);
+    join(low2, next2, low3, next3);
+    join(low0, next0, low2, next2);
+    const Cost lowest = V::lowest(low0);
+    const uint64_t where = V::equal(low0, V::broadcast(lowest));
+    if (where & (where - 1)) return {lowest, lowest};
+    return {lowest, V::lowest(V::select(where, next0, low0))};
+  }
+
+  Pair two_lowest_with_care(const Cost* c) const {
+    Pair lowest{kInfinite, kInfinite};
+    for (int j = 0; j < columns_; ++j) {
+      const Cost s = c[j] - price_[j];
+      if (s < lowest.first) {
+        lowest = {s, lowest.first};
+      } else if (s < lowest.second) {
+        lowest.second = s;
+      }
+    }
+    return lowest;
+  }
+
+  // The lowest column with that reduced cost; there is one.
+  int column_with(Cost value, const Cost* c) const {
+    if (columns_ >= V::kLanes) {
+      return first_equal(value, [c, price = price_](int j) { return reduced(c, price, j); });
+    }
+    int j = 0;
+    while (c[j] - price_[j] != value) ++j;
+    return j;
+  }
+
+  Nearest relax_with_care(const Cost* c, int row, double base) {
+    double low = kInfinity;
+    for (int j = 0; j < columns_; ++j) {
+      const double through = (scaled(c[j]) - v_[j]) + base;
+      if (through < distance_[j]) {
+        distance_[j] = through;
+        predecessor_[j] = row;
+      }
+      if (distance_[j] < low) low = distance_[j];
+    }
+    if (low == kInfinity) return {low, columns_};
+    int column = -1;
+    for (int j = 0; j < columns_; ++j) {
+      if (distance_[j] == low && (column < 0 || (row_of_[j] < 0 && row_of_[column] >= 0))) {
+        column = j;
+      }
+    }
+    return {low, column};
+  }
+
+  // The first free column at that distance, or if there is none the first one; there is one.
+  int nearest_at(double distance) const {
+    const auto wanted = D::broadcast(distance);
+    int first = columns_, first_free = columns_;
+    const auto look = [&](uint64_t bits, int j) {
+      for (; bits && first_free == columns_; bits &= bits - 1) {
+        const int column = j + __builtin_ctzll(bits);
+        if (first == columns_) first = column;
+        if (row_of_[column] < 0) first_free = column;
+      }
+    };
+    for_each_block<double>(columns_, [&](int j0, int j1, int j2, int j3) {
+      const uint64_t bits0 = D::equal(D::load(distance_ + j0), wanted);
+      const uint64_t bits1 = D::equal(D::load(distance_ + j1), wanted);
+      const uint64_t bits2 = D::equal(D::load(distance_ + j2), wanted);
+      const uint64_t bits3 = D::equal(D::load(distance_ + j3), wanted);
       if (!(bits0 | bits1 | bits2 | bits3)) return false;
-      const bool nearer = reach_all(c, bits0, j0, row, base) | reach_all(c, bits1, j1, row, base) |
-                          reach_all(c, bits2, j2, row, base) | reach_all(c, bits3, j3, row, base);
-      if (nearer) limits = V::broadcast(limit_for(base));
-      return false;
+      look(bits0, j0);
+      look(bits1, j1);
+      look(bits2, j2);
+      look(bits3, j3);
+      return first_free < columns_;
     });
+    return first_free < columns_ ? first_free : first;
   }
 
-  // Not below any c - v, rounded to Cost, of a column that `base` brings up to the nearest free one.
-  Cost limit_for(double base) const {
-    const double bound = nearest_free_.value;
-    if (bound == kInfinity) return kInfinite;
-    const double limit = bound - base;
-    const double margin = sizeof(Cost) == 4 ? 0x1p-21 : 0x1p-50;
-    return static_cast<Cost>(limit + __builtin_fabs(limit) * margin +
-                             (__builtin_fabs(bound) + __builtin_fabs(base)) * 0x1p-50 +
-                             kSmallestMargin);
-  }
-
-  bool reach_all(const Cost* c, uint64_t bits, int first, int row, double base) {
-    bool nearer = false;
-    for (; bits; bits &= bits - 1) {
-      const int j = first + __builtin_ctzll(bits);
-      nearer |= reach(c[j], j, row, base);
+  // kLanes times infinity and then kLanes times zero.
+  struct Tail {
+    constexpr Tail() : values() {
+      for (int k = 0; k < V::kLanes; ++k) values[k] = kInfinite;
     }
-    return nearer;
-  }
-
-  // True if column j is the new nearest free one.
-  bool reach(Cost cost, int j, int row, double base) {
-    const double through = (cost - v_[j]) + base;
-    if (row_of_[j] < 0) {
-      if (!(through < nearest_free_.value ||
-            (through == nearest_free_.value && j < nearest_free_.column))) {
-        return false;
-      }
-      nearest_free_ = {through, j};
-      predecessor_[j] = row;
-      return true;
-    }
-    // A settled column passes the sieve only while no free one is known.
-    if (through < nearest_free_.value && through < distance_[j] && sieve_[j] != -kInfinite) {
-      if (distance_[j] == kInfinity) {
-        reached_[count_reached_++] = j;
-        place_[j] = open_++;
-      }
-      distance_[j] = through;
-      predecessor_[j] = row;
-      rise(place_[j], j);
-    }
-    return false;
-  }
-
-  bool before(int a, int b) const {
-    return distance_[a] < distance_[b] || (distance_[a] == distance_[b] && a < b);
-  }
-
-  void put(int place, int column) {
-    heap_[place] = column;
-    place_[column] = place;
-  }
-
-  void rise(int place, int column) {
-    for (; place > 0 && before(column, heap_[(place - 1) / 2]); place = (place - 1) / 2) {
-      put(place, heap_[(place - 1) / 2]);
-    }
-    put(place, column);
-  }
-
-  void drop_nearest() {
-    const int last = heap_[--open_];
-    int place = 0;
-    for (int child = 1; child < open_; child = 2 * place + 1) {
-      if (child + 1 < open_ && before(heap_[child + 1], heap_[child])) ++child;
-      if (!before(heap_[child], last)) break;
-      put(place, heap_[child]);
-      place = child;
-    }
-    put(place, last);
-  }
-
-  static Cost rounded_up(double v) {
-    if (sizeof(Cost) == 8) return static_cast<Cost>(v);
-    return static_cast<Cost>(v + __builtin_fabs(v) * 0x1p-23 + kSmallestMargin);
-  }
-
-  // Above half the distance of the smallest denormals of Cost.
-  static constexpr double kSmallestMargin = sizeof(Cost) == 4 ? 1e-45 : 5e-324;
+    Cost values[2 * V::kLanes];
+  };
+  static constexpr Tail kTail{};
 
   const Cost* cost_;
   int64_t row_stride_;
   int rows_;
   int columns_;
-  double* v_;         // [columns]
-  double* distance_;  // [columns] +inf unless an assigned column has been reached
-  Cost* sieve_;       // [columns] v rounded up to Cost; -inf once settled
-  Cost* taken_;       // [columns] 0 on free columns, else +inf
+  Settled* settled_;  // [rows]
+  double* v_;         // [columns] -inf once settled
+  double* distance_;  // [columns] +inf once settled
+  Cost* price_;       // [columns] v while rows bid
   int* row_of_;       // [columns]
   int* predecessor_;  // [columns]
-  int* place_;        // [columns] in the heap
   int* column_of_;    // [rows]
-  int* heap_;         // [rows] assigned columns reached and not settled, nearest first
-  int* reached_;      // [rows]
-  Nearest nearest_free_{kInfinity, 0};
   int unassigned_ = 0;
-  int open_ = 0;
-  int count_reached_ = 0;
-  bool searching_ = false;
-  bool in_range_ = true;
+  int count_settled_ = 0;
+  bool may_bid_ = true;
 };
 
 }  // namespace DETR_FAST_CAPABILITY

@@ -85,12 +85,17 @@ __device__ void copy_costs(const CostMatrix<Cost>& from, Cost* to) {
   __pipeline_wait_prior(0);
 }
 
-// Columns whose row minima were found beforehand.
+// Columns whose row minima were found beforehand, and in the same pass whether costs allow bids.
 template <class Columns, class Cost>
 class ColumnsWithMinima : public Columns {
  public:
-  __device__ ColumnsWithMinima(const Columns& columns, const Cost* minimum, const int* cheapest)
-      : Columns(columns), minimum_(minimum), cheapest_(cheapest) {}
+  __device__ ColumnsWithMinima(const Columns& columns, const Cost* minimum, const int* cheapest,
+                               bool may_bid)
+      : Columns(columns), minimum_(minimum), cheapest_(cheapest) {
+    this->may_bid_ = may_bid;
+  }
+
+  __device__ void see(Cost cost) { this->may_bid_ &= fits(cost); }
 
   __device__ Nearest row_minimum(int row) const {
     return {static_cast<double>(minimum_[row]), cheapest_[row]};
@@ -162,6 +167,7 @@ __global__ void __launch_bounds__(Team::kThreads, 1)
 
   typename Team::Slots slots =
       Team::slots(arrays, reinterpret_cast<double*>(state + plan.state.distance));
+  bool may_bid = true;
   {
     WarpLanes lanes;
     LaneColumns<Cost, WarpLanes, typename Team::Slots> by_warp(cost, arrays, slots, lanes);
@@ -172,20 +178,22 @@ __global__ void __launch_bounds__(Team::kThreads, 1)
         cheapest[row] = nearest.column;
       }
     }
+    may_bid = by_warp.may_bid();
   }
-  __syncthreads();
+  may_bid = __syncthreads_and(may_bid);
   if (!Team::solves()) return;
 
   typename Team::Lanes lanes = Team::lanes();
   using Columns = LaneColumns<Cost, typename Team::Lanes, typename Team::Slots>;
   ColumnsWithMinima<Columns, Cost> with_minima(Columns(cost, arrays, slots, lanes), minimum,
-                                               cheapest);
+                                               cheapest, may_bid);
   LapStatus status;
   Cost stand_in = static_cast<Cost>(kInfinity);
   for (bool yields = batch.yields;; yields = false) {
     status = solve(with_minima);
     if (status != LapStatus::kInfeasible || !yields) break;
     stand_in = allow_as_last_resort(cost, minimum, cheapest, lanes);
+    with_minima.see(stand_in);
   }
 
   for (int i = lanes.lane(); i < problem.answers; i += lanes.count()) problem.answer[i] = -1;

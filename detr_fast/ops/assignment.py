@@ -10,14 +10,12 @@ from ._library import check_floating, define
 def linear_assignment(cost: Tensor, sizes: Tensor | None = None) -> Tensor:
     """Gives every row a column of its own at the smallest total cost, for a batch of problems.
 
-    Shortest augmenting paths (Crouse, IEEE TAES 52(4), 2016) with float64 duals: the answer is
-    optimal for the costs as given. It depends on nothing but its own problem: not on the rest of
-    the batch, the memory layout, the number of threads or the vector width. Between equal optima
-    the compiled kernels, which take the smaller side as rows, choose as follows: rows are served
-    in ascending order; each takes its cheapest column, the lowest index among equals, if no
-    earlier row has it; the others follow their shortest path, where among equal distances a free
-    column comes before an assigned one and then a lower index before a higher one. The
-    reference, which runs where there is no compiled kernel, chooses as SciPy does.
+    Augmenting row reduction (Jonker and Volgenant, Computing 38, 1987), then shortest augmenting
+    paths (Crouse, IEEE TAES 52(4), 2016) with float64 duals: the answer is optimal for the costs
+    as given. It depends on nothing but its own problem: not on the rest of the batch, the memory
+    layout, the number of threads or the vector width. Between equal optima the compiled kernels
+    choose by the rule in csrc/lap.h, with the smaller side as rows. The reference, which runs
+    where there is no compiled kernel, chooses as SciPy does.
 
     Args:
         cost: (B, N, M) float16, bfloat16, float32 or float64, any strides. +inf forbids a pair.

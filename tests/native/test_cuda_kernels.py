@@ -66,7 +66,7 @@ BARRIERS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "removed"), BARRIERS)
 def test_every_barrier_is_needed(tmp_path, name, removed):
-    """Without any one __syncthreads() some order of the threads goes wrong, so the test can fail."""
+    """Without any one of them some order of the threads goes wrong, so the test can fail."""
     csrc = tmp_path / "csrc"
     shutil.copytree(CSRC, csrc)
     text = (csrc / "cuda" / name).read_text()

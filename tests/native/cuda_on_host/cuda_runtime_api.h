@@ -77,6 +77,8 @@ class Block {
     swapcontext(&self.context, &scheduler_);
   }
 
+  int votes = 0;  // against, at the barrier that counts them
+
   // What each thread of the warp brings, after all of them have.
   template <class T>
   const T* exchange(T value, int place) {
@@ -168,6 +170,16 @@ inline unsigned reduce_min(unsigned value, int place) {
   return least;
 }
 
+inline int all_in_block(bool value) {
+  block->votes += value ? 0 : 1;
+  block->wait(Wait::kBlock, __LINE__);
+  const bool all = block->votes == 0;
+  block->wait(Wait::kBlock, __LINE__);
+  if (thread_index.x == 0) block->votes = 0;
+  block->wait(Wait::kBlock, __LINE__);
+  return all;
+}
+
 template <class To, class From>
 To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -183,6 +195,7 @@ To bits_as(From from) {
 #define blockDim cuda_on_host::block_dim
 #define __syncthreads() \
   cuda_on_host::block->wait(cuda_on_host::Wait::kBlock, __LINE__)
+#define __syncthreads_and(value) cuda_on_host::all_in_block(value)
 #define __syncwarp() cuda_on_host::block->wait(cuda_on_host::Wait::kWarp, __LINE__)
 #define __shfl_xor_sync(mask, value, lanes) cuda_on_host::shuffle_xor(value, lanes, __LINE__)
 #define __reduce_min_sync(mask, value) cuda_on_host::reduce_min(value, __LINE__)
