@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include "cpu/kernels.h"
+
 void bind_linear_sum_assignment(pybind11::module_& module);
 
 namespace {
@@ -26,6 +28,7 @@ pybind11::dict build_info() {
       "compiler"_a = compiler(),
       "cxx_standard"_a = static_cast<long>(__cplusplus),
       "torch"_a = DETR_FAST_TORCH_VERSION,
+      "cpu_capability"_a = detr_fast::cpu_kernels().capability,
 #ifdef _OPENMP
       "openmp"_a = true,
 #else

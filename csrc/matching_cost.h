@@ -171,15 +171,17 @@ HOST_DEVICE static inline double log_of_normal(double x) { return ::log(x); }
 
 // p^exponent for a normal 0 < p <= 1 and exponent >= 0.
 HOST_DEVICE static inline float power_of_probability(float p, float exponent) {
-  return exponent == 2.0f ? p * p : exp_of_negative(exponent * log_of_normal(p));
+  return exp_of_negative(exponent * log_of_normal(p));
 }
 
 HOST_DEVICE static inline double power_of_probability(double p, double exponent) {
-  return exponent == 2.0 ? p * p : ::pow(p, exponent);
+  return ::pow(p, exponent);
 }
 
 // The class term of the focal families (Zhu et al., ICLR 2021) from the logit of the target's class.
-template <class T>
+// kEps: whether eps is not 0; kSquare: whether gamma is 2. They are parameters of the template
+// because a compiler vectorises no loop with these branches in it.
+template <bool kEps, bool kSquare, class T>
 HOST_DEVICE static inline T focal_term(T logit, const FocalParameters& focal) {
   const T alpha = static_cast<T>(focal.alpha), gamma = static_cast<T>(focal.gamma);
   const T eps = static_cast<T>(focal.eps);
@@ -190,17 +192,17 @@ HOST_DEVICE static inline T focal_term(T logit, const FocalParameters& focal) {
   const T p = logit < 0 ? smaller_part : larger_part;
   const T not_p = logit < 0 ? larger_part : smaller_part;
   T minus_log_p, minus_log_not_p;
-  if (eps == 0) {
+  if (kEps) {
+    minus_log_p = -log_of_normal(p + eps);
+    minus_log_not_p = -log_of_normal(not_p + eps);
+  } else {
     const T common = log_of_one_plus(decay);
     minus_log_p = common + larger(-logit, T(0));
     minus_log_not_p = common + larger(logit, T(0));
-  } else {
-    minus_log_p = -log_of_normal(p + eps);
-    minus_log_not_p = -log_of_normal(not_p + eps);
   }
-  const T positive = (alpha * power_of_probability(not_p, gamma)) * minus_log_p;
-  const T negative = ((T(1) - alpha) * power_of_probability(p, gamma)) * minus_log_not_p;
-  return positive - negative;
+  const T power_of_p = kSquare ? p * p : power_of_probability(p, gamma);
+  const T power_of_not_p = kSquare ? not_p * not_p : power_of_probability(not_p, gamma);
+  return (alpha * power_of_not_p) * minus_log_p - ((T(1) - alpha) * power_of_p) * minus_log_not_p;
 }
 
 // The class term of softmax is -exp_of_negative(logit - largest) * inverse.
@@ -210,33 +212,48 @@ struct SoftmaxStatistics {
   T inverse;  // of the sum of their exponentials relative to it; NaN if there is one among them
 };
 
-// Sums are kept in as many parts on every machine, so that they round alike: logit c is added to part
-// c % kSoftmaxParts in the order of c; then part k + h to part k for h = 8, 4, 2, 1.
+// Sums are kept in as many parts on every machine, so that they round alike. With `even` the largest
+// multiple of kSoftmaxParts in the number of logits and `rest` what is left: logit c < even is added
+// to part c % kSoftmaxParts, in the order of c, and logit even + k to part kSoftmaxParts - rest + k;
+// then part k + h to part k for h = 8, 4, 2, 1.
 constexpr int kSoftmaxParts = 16;
+
+template <int kHalf, class T, class Join>
+HOST_DEVICE static inline T join_parts(T* parts, const Join& join) {
+  for (int k = 0; k < kHalf; ++k) parts[k] = join(parts[k], parts[k + kHalf]);
+  if constexpr (kHalf > 1) join_parts<kHalf / 2>(parts, join);
+  return parts[0];
+}
 
 template <class T>
 HOST_DEVICE static inline SoftmaxStatistics<T> softmax_statistics(const T* logits,
                                                                   long long count) {
-  T high[kSoftmaxParts], sum[kSoftmaxParts];
-  for (int k = 0; k < kSoftmaxParts; ++k) {
-    high[k] = logits[0];
+  constexpr int kParts = kSoftmaxParts;
+  T high[kParts], sum[kParts], counted[kParts], few[kParts];
+  const long long even = count / kParts * kParts;
+  const int rest = static_cast<int>(count - even);
+  // The last kParts logits, of which the first have been counted before the rest is.
+  const T* last = logits + count - kParts;
+  if (count < kParts) {
+    for (int k = 0; k < kParts; ++k) few[k] = logits[k < kParts - rest ? 0 : k - (kParts - rest)];
+    last = few;
+  }
+  for (int k = 0; k < kParts; ++k) {
+    high[k] = last[k];
+    counted[k] = k < kParts - rest ? T(0) : T(1);
     sum[k] = 0;
   }
-  const long long even = count / kSoftmaxParts * kSoftmaxParts;
-  for (long long c = 0; c < even; c += kSoftmaxParts) {
-    for (int k = 0; k < kSoftmaxParts; ++k) high[k] = larger(high[k], logits[c + k]);
+  for (long long c = 0; c < even; c += kParts) {
+    for (int k = 0; k < kParts; ++k) high[k] = larger(high[k], logits[c + k]);
   }
-  for (long long c = even; c < count; ++c) high[c - even] = larger(high[c - even], logits[c]);
-  T top = high[0];
-  for (int k = 1; k < kSoftmaxParts; ++k) top = larger(top, high[k]);
-  for (long long c = 0; c < even; c += kSoftmaxParts) {
-    for (int k = 0; k < kSoftmaxParts; ++k) sum[k] += exp_of_negative(logits[c + k] - top);
+  const T top = join_parts<kParts / 2>(high, [](T a, T b) { return larger(a, b); });
+  for (long long c = 0; c < even; c += kParts) {
+    for (int k = 0; k < kParts; ++k) sum[k] += exp_of_negative(logits[c + k] - top);
   }
-  for (long long c = even; c < count; ++c) sum[c - even] += exp_of_negative(logits[c] - top);
-  for (int half = kSoftmaxParts / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
-  }
-  return {top, T(1) / sum[0]};
+  // Times 0 or 1, where a choice would be a branch. What is counted 0 times is NaN only if the sum
+  // is, since it is counted elsewhere.
+  for (int k = 0; k < kParts; ++k) sum[k] += exp_of_negative(last[k] - top) * counted[k];
+  return {top, T(1) / join_parts<kParts / 2>(sum, [](T a, T b) { return a + b; })};
 }
 
 // Costs that are NaN, infinite or larger in size than `largest` are replaced by `stand_in`.

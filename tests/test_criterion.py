@@ -9,7 +9,7 @@ import torch
 from tolerances import ACCUMULATED_FLOAT64, LOSS_FLOAT64
 
 import detr_fast
-from detr_fast.training import targets as targets_module
+from detr_fast.training import target_checks as checks_module
 from detr_fast.training.criterion import LossNormalizer, SetCriterion, auxiliary_weights
 from detr_fast.training.matcher import HungarianMatcher
 from detr_fast.training.targets import pack_targets
@@ -388,8 +388,8 @@ WAITING = {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is
 
 def profiled(sizes, layers, monkeypatch):
     """Forward and backward without the host's own checks of values, on matches known beforehand."""
-    monkeypatch.setattr(targets_module, "_check_boxes", lambda packed: None)
-    monkeypatch.setattr(targets_module, "_check_labels", lambda packed, num_classes: None)
+    monkeypatch.setattr(checks_module, "_check_boxes", lambda packed: None)
+    monkeypatch.setattr(checks_module, "_check_labels", lambda packed, num_classes: None)
     packed = pack_targets(random_targets(sizes))
     in_order = torch.cat([torch.arange(size) for size in packed.sizes])
     matcher = HungarianMatcher()

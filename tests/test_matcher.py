@@ -1,5 +1,6 @@
 """The Hungarian matcher: SciPy's answers under the original's signature."""
 
+import re
 import warnings
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 import detr_fast
+from detr_fast._extension import available, build_info
 from detr_fast.training import matcher as matcher_module
+from detr_fast.training.counted_warnings import CountedWarning
 from detr_fast.training.matcher import HungarianMatcher
-from detr_fast.training.targets import CountedWarning, pack_targets
+from detr_fast.training.targets import pack_targets
 
 CLASSES = 7
 
@@ -147,6 +150,125 @@ def test_indices_may_stay_with_the_predictions():
         assert i.device == outputs["pred_logits"].device
         assert torch.equal(i, k)
         assert torch.equal(j, m)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_focal_class_cost_has_no_slot_for_no_object():
+    outputs, targets = random_case((4,))
+    targets[0]["labels"][1] = CLASSES
+    with pytest.raises(ValueError, match="no-object slot"):
+        HungarianMatcher()(outputs, targets)
+    ((i, j),) = HungarianMatcher(2, 5, 2, class_cost="focal", alpha=0.4)(outputs, targets)
+    p = outputs["pred_logits"][0].sigmoid()[:, targets[0]["labels"]]
+    focal = 0.4 * (1 - p) ** 2 * -p.log() - 0.6 * p**2 * -(1 - p).log()
+    cost = 2 * focal + costs(torch.zeros(12, 9), outputs["pred_boxes"][0], targets[0], (0, 5, 2))
+    rows, columns = linear_sum_assignment(cost)
+    assert i.tolist() == rows.tolist()
+    assert j.tolist() == columns.tolist()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.filterwarnings("ignore:an image has")
+def test_groups_are_matched_apart_and_listed_together(groups):
+    outputs, targets = random_case((3, 0, 8))
+    matcher = HungarianMatcher(1, 5, 2)
+    together = matcher(outputs, targets, groups)
+    size = 12 // groups
+    for image, (i, j) in enumerate(together):
+        expected = []
+        for g in range(groups):
+            own = {name: value[:, g * size : (g + 1) * size] for name, value in outputs.items()}
+            queries, chosen = matcher(own, targets)[image]
+            expected += zip((queries + g * size).tolist(), chosen.tolist(), strict=True)
+        assert list(zip(i.tolist(), j.tolist(), strict=True)) == expected
+
+
+def test_all_layers_and_groups_at_once():
+    sizes = (3, 0, 5)
+    layers = [random_case(sizes)[0] for _ in range(2)]
+    _, targets = random_case(sizes)
+    matcher, packed = HungarianMatcher(1, 5, 2), pack_targets(targets)
+    stacked = (torch.stack([layer[name] for layer in layers]) for name in layers[0])
+    matched = matcher.match_layers(*stacked, packed, groups=2)
+    assert matched.shape == (4, 8)
+    for layer, outputs in enumerate(layers):
+        own = matcher_module.index_lists(matched[2 * layer : 2 * layer + 2], packed, 12)
+        for (i, j), (k, m) in zip(matcher(outputs, targets, groups=2), own, strict=True):
+            assert torch.equal(i, k)
+            assert torch.equal(j, m)
+
+
+@pytest.mark.parametrize("name", ["pred_logits", "pred_boxes"])
+def test_a_broken_prediction_is_an_error_if_so_asked(name):
+    outputs, targets = random_case((3, 0, 2))
+    matcher = HungarianMatcher(1, 5, 2, non_finite="raise")
+    for (i, j), (k, m) in zip(
+        matcher(outputs, targets), HungarianMatcher(1, 5, 2)(outputs, targets), strict=True
+    ):
+        assert torch.equal(i, k)
+        assert torch.equal(j, m)
+    targets[2]["image_id"] = torch.tensor([17])
+    outputs[name][2, 5] = float("nan")
+    with pytest.raises(ValueError, match="predictions of layer 0 for image 17 give costs that are"):
+        matcher(outputs, targets)
+    with pytest.raises(ValueError, match="predictions of layer 0, group 1 for image 17"):
+        matcher(outputs, targets, groups=3)
+    sound = random_case((3, 0, 2))[0]
+    stacked = (torch.stack([sound[key], outputs[key]]) for key in ("pred_logits", "pred_boxes"))
+    with pytest.raises(ValueError, match="predictions of layer 1 for image 17"):
+        matcher.match_layers(*stacked, pack_targets(targets))
+
+
+def test_a_number_may_stand_for_costs_that_are_not_finite():
+    outputs, targets = random_case((2,))
+    outputs["pred_boxes"][0, 7] = float("nan")
+    ((i, _),) = HungarianMatcher(1, 5, 2, non_finite=-1e6)(outputs, targets)
+    assert 7 in i.tolist()
+    ((i, _),) = HungarianMatcher(1, 5, 2, non_finite="last")(outputs, targets)
+    assert 7 not in i.tolist()
+
+
+def test_pairs_that_are_forbidden_leave_targets_without_a_query():
+    outputs, targets = random_case((5, 3))
+    outputs["pred_boxes"][0, 2:] = float("nan")
+    (i, j), (k, m) = HungarianMatcher(1, 5, 2, non_finite=float("inf"))(outputs, targets)
+    assert i.tolist() == [0, 1]
+    assert len(j) == 2
+    assert len(k) == len(m) == 3
+
+
+def test_padded_targets_have_the_same_matches():
+    outputs, targets = random_case((3, 0, 5))
+    matcher = HungarianMatcher(1, 5, 2)
+    packed = pack_targets(targets)
+    for (i, j), (k, m) in zip(
+        matcher(outputs, packed), matcher(outputs, packed.padded(6)), strict=True
+    ):
+        assert torch.equal(i, k)
+        assert torch.equal(j, m)
+
+
+def test_it_says_what_ran():
+    matcher = HungarianMatcher(1, 5, 2)
+    assert matcher.implementation is None
+    matcher(*random_case((2,)))
+    kernel = rf"CPU kernel \({build_info()['cpu_capability']}\)" if available() else "reference"
+    assert re.fullmatch(kernel, matcher.implementation)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_cost": "sigmoid"}, "class_cost is 'sigmoid': use one of softmax, focal"),
+        ({"non_finite": "first"}, "non_finite is 'first': use 'last', 'raise' or a number"),
+        ({"non_finite": None}, "non_finite is None"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        HungarianMatcher(**options)
 
 
 def test_no_gradient_is_recorded():

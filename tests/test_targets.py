@@ -5,8 +5,10 @@ import warnings
 import pytest
 import torch
 
-from detr_fast.training import targets as targets_module
-from detr_fast.training.targets import CountedWarning, pack_targets, validate_targets
+from detr_fast.training import target_checks as checks_module
+from detr_fast.training.counted_warnings import CountedWarning
+from detr_fast.training.target_checks import validate_targets
+from detr_fast.training.targets import pack_targets
 
 BOX = [0.5, 0.5, 0.2, 0.4]
 
@@ -120,7 +122,7 @@ def test_fewer_targets_than_images_names_both_numbers():
 
 
 def test_zero_area_is_accepted_and_warned_about_once(monkeypatch):
-    monkeypatch.setattr(targets_module, "zero_area_boxes", CountedWarning(powers_of_ten=False))
+    monkeypatch.setattr(checks_module, "zero_area_boxes", CountedWarning(powers_of_ten=False))
     flat = [target([0], [[0.5, 0.5, 0.0, 0.3]], 12)]
     with pytest.warns(UserWarning, match="box 0 of image 12 has no area"):
         validate_targets(flat, num_classes=5)
@@ -128,7 +130,7 @@ def test_zero_area_is_accepted_and_warned_about_once(monkeypatch):
         warnings.simplefilter("error")
         for _ in range(20):
             validate_targets(flat, num_classes=5)
-    assert targets_module.zero_area_boxes.count == 21
+    assert checks_module.zero_area_boxes.count == 21
 
 
 def test_counted_warning_speaks_at_powers_of_ten():
@@ -145,3 +147,70 @@ def test_counted_warning_speaks_at_powers_of_ten():
 def test_rounding_of_half_types_is_no_error():
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.004]], dtype=torch.bfloat16)
     validate_targets([{"labels": torch.tensor([0]), "boxes": boxes}], num_classes=1)
+
+
+# --- padded targets -------------------------------------------------------------------------------
+
+
+def three_images():
+    return pack_targets(
+        [target([1, 2], [BOX, [0.1, 0.2, 0.1, 0.1]], 7), target([], [], 8), target([3], [BOX], 9)]
+    )
+
+
+def test_padded_targets_have_room_behind_those_of_each_image():
+    padded = three_images().padded(4)
+    assert padded.labels.shape == (12,)
+    assert padded.offsets.tolist() == [0, 4, 8, 12]
+    assert padded.counts.tolist() == [2, 0, 1]
+    assert padded.present().nonzero()[:, 0].tolist() == [0, 1, 8]
+    assert padded.labels[padded.present()].tolist() == [1, 2, 3]
+    assert padded.image_index.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert padded.boxes.isfinite().all()
+
+
+def test_padding_is_undone_and_counts_the_same():
+    packed = three_images()
+    again = packed.padded(5).compact()
+    for name in ("labels", "boxes", "offsets"):
+        assert torch.equal(getattr(again, name), getattr(packed, name))
+    assert again.image_ids == packed.image_ids
+    assert packed.compact() is packed
+    for num_queries in (1, 2, 100):
+        assert packed.padded(5).num_matched(num_queries) == packed.num_matched(num_queries)
+    assert packed.padded(2).num_targets() == packed.num_targets() == 3
+
+
+@pytest.mark.parametrize(("times", "num_queries"), [(3, 4), (3, 1), (2, 100), (1, 100)])
+def test_padded_targets_repeat_as_others_do(times, num_queries):
+    packed = three_images()
+    repeated = packed.padded(3).repeated(times, num_queries).compact()
+    expected = packed.repeated(times, num_queries)
+    for name in ("labels", "boxes", "offsets"):
+        assert torch.equal(getattr(repeated, name), getattr(expected, name))
+
+
+def test_padded_targets_are_overwritten_in_place():
+    padded = three_images().padded(4)
+    addresses = [getattr(padded, name).data_ptr() for name in ("labels", "boxes", "counts")]
+    others = pack_targets([target([4], [BOX]), target([0, 1], [BOX, BOX]), target([], [])])
+    padded.copy_(others.padded(4))
+    assert [getattr(padded, n).data_ptr() for n in ("labels", "boxes", "counts")] == addresses
+    assert padded.compact().labels.tolist() == [4, 0, 1]
+    assert padded.compact().offsets.tolist() == [0, 1, 3, 3]
+
+
+def test_padding_that_cannot_be_is_refused():
+    packed = three_images()
+    with pytest.raises(ValueError, match="image 7 has 2 targets, more than the capacity of 1"):
+        packed.padded(1)
+    with pytest.raises(ValueError, match="padded already"):
+        packed.padded(3).padded(4)
+    with pytest.raises(ValueError, match=r"got \(15, 4\) boxes for \(12, 4\)"):
+        packed.padded(4).copy_(packed.padded(5))
+
+
+def test_no_image_can_be_padded():
+    padded = pack_targets([]).padded(3)
+    assert padded.labels.shape == (0,)
+    assert padded.compact().sizes == ()

@@ -30,15 +30,29 @@ inline size_t matching_cost_bytes(int64_t queries, size_t cost_bytes) {
   return QueryArrays<float>::kArrays * cost_bytes * static_cast<size_t>(queries);
 }
 
+template <bool kEps, bool kSquare, class T>
+inline void focal_terms_as(T* row, int64_t count, FocalParameters focal) {
+  for (int64_t q = 0; q < count; ++q) row[q] = focal_term<kEps, kSquare>(row[q], focal);
+}
+
+// Replaces logits by their class terms.
+template <class T>
+inline void focal_terms(T* row, int64_t count, const FocalParameters& focal) {
+  const bool square = focal.gamma == 2;
+  if (focal.eps == 0) {
+    (square ? focal_terms_as<false, true, T> : focal_terms_as<false, false, T>)(row, count, focal);
+  } else {
+    (square ? focal_terms_as<true, true, T> : focal_terms_as<true, false, T>)(row, count, focal);
+  }
+}
+
 // Writes cost[t * queries + q]; `storage` has matching_cost_bytes, aligned for T.
 template <class T>
 void matching_cost_of_image(const ImageMatching<T>& image, const MatchingOptions& options, T* cost,
                             void* storage) {
   const int64_t queries = image.queries;
   const QueryArrays<T> of(static_cast<T*>(storage), queries);
-  // Copies, which no store to `cost` can be thought to change.
-  const FocalParameters focal = options.focal_parameters;
-  const CostWeights weights = options.weights;
+  const CostWeights weights = options.weights;  // a copy, which no store to `cost` can change
   for (int64_t q = 0; q < queries; ++q) {
     const T* b = image.boxes + 4 * q;
     const CostBox<T> box = cost_box(b[0], b[1], b[2], b[3]);
@@ -46,21 +60,22 @@ void matching_cost_of_image(const ImageMatching<T>& image, const MatchingOptions
     of.x0[q] = box.x0, of.y0[q] = box.y0, of.x1[q] = box.x1, of.y1[q] = box.y1;
     of.area[q] = box.area;
   }
-  if (!options.focal) {
-    for (int64_t q = 0; q < queries; ++q) {
-      const auto statistics = softmax_statistics(image.logits + q * image.classes, image.classes);
+  // One pass over the logits, which are most of what is read.
+  for (int64_t q = 0; q < queries; ++q) {
+    const T* logits = image.logits + q * image.classes;
+    if (!options.focal) {
+      const auto statistics = softmax_statistics(logits, image.classes);
       of.largest[q] = statistics.largest;
       of.inverse[q] = statistics.inverse;
     }
+    for (int64_t t = 0; t < image.targets; ++t) cost[t * queries + q] = logits[image.labels[t]];
   }
   for (int64_t t = 0; t < image.targets; ++t) {
     const T* b = image.target_boxes + 4 * t;
     const CostBox<T> target = cost_box(b[0], b[1], b[2], b[3]);
-    const T* logits = image.logits + image.labels[t];
     T* row = cost + t * queries;
-    for (int64_t q = 0; q < queries; ++q) row[q] = logits[q * image.classes];
     if (options.focal) {
-      for (int64_t q = 0; q < queries; ++q) row[q] = focal_term(row[q], focal);
+      focal_terms(row, queries, options.focal_parameters);
     } else {
       for (int64_t q = 0; q < queries; ++q) {
         row[q] = -exp_of_negative(row[q] - of.largest[q]) * of.inverse[q];

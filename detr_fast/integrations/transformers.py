@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ..ops.scipy_compat import linear_sum_assignment
 from ..ops.set_matching import set_matching
 from ..training.matcher import index_lists
+from ..training.target_checks import pack_if_sound
 from ..training.targets import pack_targets
 
 Indices = list[tuple[Tensor, Tensor]]
@@ -157,37 +158,27 @@ def _match(
     **class_cost: Any,
 ) -> Indices:
     logits, boxes = outputs["logits"], outputs["pred_boxes"]
-    in_group = logits.shape[1] // groups
-    packed = pack_targets(
-        [{"labels": target["class_labels"], "boxes": target["boxes"]} for target in targets]
-    )
-    # Groups of queries are matched apart: to the operation they are sets of predictions.
+    # As theirs, queries that are left over behind the last group are not matched.
+    used = logits.shape[1] // groups * groups
+    labels = [target["class_labels"] for target in targets]
+    target_boxes = [target["boxes"] for target in targets]
+    packed = pack_if_sound(labels, target_boxes, logits.shape[2])
+    if packed is None:  # theirs accept what ours would refuse
+        pairs = zip(labels, target_boxes, strict=True)
+        packed = pack_targets([{"labels": own, "boxes": its_boxes} for own, its_boxes in pairs])
     matched = set_matching(
-        _by_group(logits, groups, in_group),
-        _by_group(boxes, groups, in_group),
+        logits[None, :, :used],
+        boxes[None, :, :used],
         packed.labels,
         packed.boxes,
         packed.offsets,
         weight_class=matcher.class_cost,
         weight_bbox=matcher.bbox_cost,
         weight_giou=matcher.giou_cost,
+        groups=groups,
         **class_cost,
-    ).cpu()
-    lists = [index_lists(of_group, packed.offsets, in_group) for of_group in matched]
-    if groups == 1:
-        return lists[0]
-    return [
-        (
-            torch.cat([i + group * in_group for group, (i, _) in enumerate(of_image)]),
-            torch.cat([j for _, j in of_image]),
-        )
-        for of_image in zip(*lists, strict=True)
-    ]
-
-
-def _by_group(predictions: Tensor, groups: int, in_group: int) -> Tensor:
-    """(B, Q, K) as (G, B, Q // G, K)."""
-    return predictions[:, : groups * in_group].unflatten(1, (groups, in_group)).transpose(0, 1)
+    )
+    return index_lists(matched.cpu(), packed, used)
 
 
 def _softmax(self, outputs, targets) -> Indices:

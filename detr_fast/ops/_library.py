@@ -43,4 +43,21 @@ def check_floating(name: str, tensor: Tensor) -> None:
         )
 
 
+def implementation(operation: str, device_type: str) -> str:
+    """What runs an operation for tensors on a device.
+
+    Args:
+        operation: its name without the namespace.
+        device_type: "cpu", "cuda"...
+
+    Returns:
+        "reference", "CUDA kernel" or, with the instruction set, "CPU kernel (avx512)".
+    """
+    key = device_type.upper()
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{operation}", key):
+        return "reference"
+    kind = f" ({_extension.build_info()['cpu_capability']})" if device_type == "cpu" else ""
+    return f"{key} kernel{kind}"
+
+
 _extension.available()

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..reference.boxes import cxcywh_to_xyxy, generalized_iou
 from . import distributed
-from .targets import PackedTargets, pack_targets, validate_targets
+from .target_checks import validate_targets
+from .targets import PackedTargets, pack_targets
 
 # What each entry of `losses` computes. Class error is of the last layer only, as in the original.
 _TERMS = {
@@ -126,12 +127,16 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Computes the losses of all layers.
 
+        With padded targets on the device of the predictions (`PackedTargets.padded`) no shape
+        depends on the number of targets, and nothing is copied between host and device, so that
+        matching, losses and their gradients can be captured in one CUDA graph.
+
         Args:
             outputs: `pred_logits` (B, Q, num_classes + 1), `pred_boxes` (B, Q, 4) normalised
                 (cx, cy, w, h), and optionally `aux_outputs`: a list of the same for the earlier
                 decoder layers.
             targets: one dict per image with `labels` (M,) and `boxes` (M, 4), or packed targets.
-                Checked by `validate_targets`.
+                Checked by `validate_targets`, padded ones before they were padded.
             normalizer: what the sums are divided by; None counts this batch over all processes,
                 which every process then has to do at once. For gradient accumulation, give every
                 micro-batch the `normalizer` of the whole batch, and add up the gradients.
@@ -209,13 +214,16 @@ class SetCriterion(nn.Module):
         counts: Sequence[float | Tensor] = [
             count
             for each in sets
-            for count in (sum(each.sizes), each.num_matched(num_queries), each.num_images)
+            for count in (each.num_targets(), each.num_matched(num_queries), each.num_images)
         ]
+        if packed.counts is not None:
+            counts = [_as_double(count, packed.labels.device) for count in counts]
         processes = distributed.world_size() if over_processes else 1
         if processes > 1:
-            # One row of integers, so that nothing is rounded before the division.
-            row = torch.tensor(counts).to(device or packed.labels.device, non_blocking=True)
-            counts = (distributed.all_reduce_sum(row).double() / processes).unbind()
+            # One row of numbers that float64 holds exactly, and rounded only by the division.
+            row = torch.stack([_as_double(count, packed.labels.device) for count in counts])
+            row = row.to(device or row.device, non_blocking=True)
+            counts = (distributed.all_reduce_sum(row) / processes).unbind()
         last, *auxiliary = (
             self._divisors(*counts[i : i + 3], num_queries, processes)
             for i in range(0, len(counts), 3)
@@ -330,9 +338,15 @@ def _cardinality(
 ) -> dict[str, Tensor]:
     # The likeliest class is an object: the same as argmax, which is ten times slower on a CPU.
     predicted = (logits[..., :-1].amax(-1) >= logits[..., -1]).sum(-1)
-    sizes = packed.offsets.diff().to(logits.device, non_blocking=True)
-    error = (predicted - sizes).abs().sum(-1).to(logits.dtype)
+    error = (predicted - packed.counts_on_device()).abs().sum(-1).to(logits.dtype)
     return {"cardinality_error": error / normalizer.images}
+
+
+def _as_double(count: float | Tensor, device: torch.device) -> Tensor:
+    """A tensor of no dimensions; a number is written by the device itself, without a copy to it."""
+    if isinstance(count, Tensor):
+        return count.double()
+    return torch.full((), count, dtype=torch.float64, device=device)
 
 
 def _stack_layers(outputs: Mapping[str, Any], num_classes: int) -> tuple[Tensor, Tensor]:

@@ -1,53 +1,21 @@
-"""Packed targets: the boxes and labels of a batch in one piece, and the checks they have to pass.
+"""Packed targets: the boxes and labels of a batch in one piece.
 
 A batch arrives as one dictionary per image. Matching and losses want all targets in three tensors,
 so that no operation loops over images. The number of targets of every image is a tensor shape,
 known on the host, which is why nothing downstream ever has to copy from the device to ask for it.
+
+Where shapes must not depend on the number of targets either, as in a CUDA graph, targets are
+padded: every image has room for as many, and only the device knows how many there are.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-
-# Rounding of normalised coordinates, half types included, stays below this; pixels stay far above.
-_COORDINATE_SLACK = 1e-2
-
-
-class CountedWarning:
-    """A warning that is shown at its 1st, 10th, 100th... occurrence, with the count so far.
-
-    Attributes:
-        count: occurrences so far in this process.
-    """
-
-    def __init__(self, powers_of_ten: bool = True):
-        self.count = 0
-        self._repeats = powers_of_ten
-        self._next = 1
-
-    def record(self, occurrences: int, message: str) -> None:
-        """Adds `occurrences`; warns with `message` when the count reached the next power of ten."""
-        if occurrences <= 0:
-            return
-        first = self.count == 0
-        self.count += occurrences
-        if self.count < self._next or not (first or self._repeats):
-            return
-        while self._next <= self.count:
-            self._next *= 10
-        warnings.warn(f"{message} (so far: {self.count})", UserWarning, stacklevel=3)
-
-
-#: Target boxes without area seen so far; shown once, since such boxes are legal in COCO.
-zero_area_boxes = CountedWarning(powers_of_ten=False)
-#: Images seen so far that have more targets than the model has queries.
-overfull_images = CountedWarning()
 
 
 @dataclass(frozen=True)
@@ -59,17 +27,23 @@ class PackedTargets:
         boxes: (T, 4) floating point, (cx, cy, w, h) as fractions of the image.
         offsets: (B+1,) int64, always on the CPU; image i owns targets `offsets[i]:offsets[i+1]`.
         image_ids: one entry per image, or empty: what names an image in messages.
+        counts: None, or (B,) int64 on the device of the labels: the targets are padded. Then every
+            image has room for T / B targets, and of image i only the first `counts[i]` are there.
+            What else the room holds is finite and means nothing.
+        known_sizes: number of targets of each image, if whoever packed them knows.
     """
 
     labels: Tensor
     boxes: Tensor
     offsets: Tensor
     image_ids: tuple = field(default=(), repr=False)
+    counts: Tensor | None = None
+    known_sizes: tuple[int, ...] | None = field(default=None, repr=False)
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Number of targets of each image."""
-        return tuple(self.offsets.diff().tolist())
+        """Number of targets of each image; for padded targets the room of each image."""
+        return self.known_sizes or tuple(self.offsets.diff().tolist())
 
     @property
     def num_images(self) -> int:
@@ -78,23 +52,108 @@ class PackedTargets:
     @functools.cached_property
     def image_index(self) -> Tensor:
         """(T,) int64 on the device of the labels: the image each target belongs to."""
+        if self.counts is not None:
+            image = torch.arange(self.num_images, device=self.labels.device)
+            return image[:, None].expand(-1, self._room()).flatten()
         index = torch.repeat_interleave(torch.arange(self.num_images), self.offsets.diff())
         return index.to(self.labels.device, non_blocking=True)
 
-    def num_matched(self, num_queries: int) -> int:
-        """Number of targets that find a query: min(num_queries, targets) of every image, summed."""
-        return sum(min(size, num_queries) for size in self.sizes)
+    def counts_on_device(self) -> Tensor:
+        """(B,) int64 on the device of the labels: the number of targets of each image."""
+        if self.counts is not None:
+            return self.counts
+        return self.offsets.diff().to(self.labels.device, non_blocking=True)
+
+    def num_targets(self) -> int | Tensor:
+        """Number of targets of all images; of padded targets a tensor of no dimensions."""
+        return sum(self.sizes) if self.counts is None else self.counts.sum()
+
+    def num_matched(self, num_queries: int) -> int | Tensor:
+        """Number of targets that find a query: min(num_queries, targets) of every image, summed.
+
+        Of padded targets it is a tensor of no dimensions.
+        """
+        if self.counts is None:
+            return sum(min(size, num_queries) for size in self.sizes)
+        return self.counts.clamp(max=num_queries).sum()
 
     def to(self, device: torch.device | str) -> PackedTargets:
         """The same targets on another device; the offsets stay on the CPU."""
         if self.labels.device == torch.device(device):
             return self
-        return PackedTargets(
-            self.labels.to(device, non_blocking=True),
-            self.boxes.to(device, non_blocking=True),
-            self.offsets,
-            self.image_ids,
+        return replace(
+            self,
+            labels=self.labels.to(device, non_blocking=True),
+            boxes=self.boxes.to(device, non_blocking=True),
+            counts=None if self.counts is None else self.counts.to(device, non_blocking=True),
         )
+
+    def padded(self, capacity: int) -> PackedTargets:
+        """The same targets with room for `capacity` of them in every image.
+
+        The shapes of the result depend on the number of images and the capacity alone, and nothing
+        that takes it asks the host for the number of targets: what `SetCriterion` does with it can
+        be captured in a CUDA graph, and replayed after `copy_` with other targets.
+
+        Raises:
+            ValueError: if an image has more targets than that, or they are padded already.
+        """
+        if self.counts is not None:
+            raise ValueError("these targets are padded already; use compact() first")
+        largest = max(self.sizes, default=0)
+        if largest > capacity:
+            image = self.sizes.index(largest)
+            raise ValueError(
+                f"{self.image_name(image)} has {largest} targets, more than the capacity of "
+                f"{capacity}: give a larger one"
+            )
+        count = self.offsets.diff()
+        slot = torch.arange(len(self.labels)) + torch.repeat_interleave(
+            torch.arange(self.num_images) * capacity - self.offsets[:-1], count
+        )
+        slot = slot.to(self.labels.device, non_blocking=True)
+        room = self.num_images * capacity
+        return PackedTargets(
+            self.labels.new_zeros(room).index_copy(0, slot, self.labels),
+            self.boxes.new_zeros(room, 4).index_copy(0, slot, self.boxes),
+            torch.arange(self.num_images + 1) * capacity,
+            self.image_ids,
+            self.counts_on_device(),
+        )
+
+    def compact(self) -> PackedTargets:
+        """The targets without room; waits for the device if they are padded."""
+        if self.counts is None:
+            return self
+        counts = self.counts.cpu()
+        present = self.present()
+        offsets = torch.cat((self.offsets[:1], counts.cumsum(0)))
+        return PackedTargets(self.labels[present], self.boxes[present], offsets, self.image_ids)
+
+    def copy_(self, other: PackedTargets) -> PackedTargets:
+        """Overwrites these padded targets with others, in place and without waiting.
+
+        Args:
+            other: targets of as many images, padded to the same capacity, on any device.
+
+        Raises:
+            ValueError: if the shapes do not agree, or targets are not padded.
+        """
+        if self.counts is None or other.counts is None or other.boxes.shape != self.boxes.shape:
+            raise ValueError(
+                "copy_ takes targets padded to the same capacity, of as many images: got "
+                f"{tuple(other.boxes.shape)} boxes for {tuple(self.boxes.shape)}"
+            )
+        for name in ("labels", "boxes", "counts"):
+            getattr(self, name).copy_(getattr(other, name), non_blocking=True)
+        return self
+
+    def present(self) -> Tensor:
+        """(T,) bool on the device of the labels: False in the room of padded targets."""
+        if self.counts is None:
+            return torch.ones_like(self.labels, dtype=torch.bool)
+        place = torch.arange(self._room(), device=self.labels.device)
+        return (place < self.counts[:, None]).flatten()
 
     def repeated(self, times: int, num_queries: int) -> PackedTargets:
         """The same targets several times over, image by image.
@@ -104,14 +163,33 @@ class PackedTargets:
                 would make more targets than queries.
             num_queries: number of queries of an image.
         """
+        if self.counts is not None:
+            return self._repeated_with_room(times, num_queries)
         sizes = self.offsets.diff()
-        fitting = (num_queries // sizes.clamp(min=1)).clamp(1, times)
-        offsets = torch.cat((self.offsets[:1], (sizes * fitting).cumsum(0)))
+        repeated = sizes * _fitting(sizes, times, num_queries)
+        offsets = torch.cat((self.offsets[:1], repeated.cumsum(0)))
         image = torch.repeat_interleave(torch.arange(self.num_images), offsets.diff())
         place = torch.arange(len(image)) - offsets[image]
         index = self.offsets[image] + place % sizes[image]
         index = index.to(self.labels.device, non_blocking=True)
         return PackedTargets(self.labels[index], self.boxes[index], offsets, self.image_ids)
+
+    def _repeated_with_room(self, times: int, num_queries: int) -> PackedTargets:
+        room, device = self._room(), self.labels.device
+        place = torch.arange(room * times, device=device) % self.counts.clamp(min=1)[:, None]
+        image = torch.arange(self.num_images, device=device)
+        index = (image[:, None] * room + place).flatten()
+        return PackedTargets(
+            self.labels.index_select(0, index),
+            self.boxes.index_select(0, index),
+            self.offsets * times,
+            self.image_ids,
+            self.counts * _fitting(self.counts, times, num_queries),
+        )
+
+    def _room(self) -> int:
+        """Of padded targets: how many there are room for in each image."""
+        return len(self.labels) // max(self.num_images, 1)
 
     def image_name(self, image: int) -> str:
         """Names an image in a message, by its id where the target brought one."""
@@ -119,6 +197,11 @@ class PackedTargets:
         if identity is None:
             return f"image {image} of the batch"
         return f"image {int(identity)}"
+
+
+def _fitting(sizes: Tensor, times: int, num_queries: int) -> Tensor:
+    """How often the targets of each image can be repeated, up to `times`."""
+    return (num_queries // sizes.clamp(min=1)).clamp(1, times)
 
 
 def pack_targets(targets: Sequence[Mapping[str, Tensor]]) -> PackedTargets:
@@ -160,46 +243,6 @@ def pack_targets(targets: Sequence[Mapping[str, Tensor]]) -> PackedTargets:
     return PackedTargets(torch.cat(labels), torch.cat(boxes), offsets, tuple(image_ids))
 
 
-def validate_targets(
-    targets: Sequence[Mapping[str, Tensor]] | PackedTargets,
-    *,
-    num_classes: int,
-    num_images: int | None = None,
-) -> PackedTargets:
-    """Packs targets if they are not packed yet, and refuses those no model can learn from.
-
-    Shapes are always checked. Values are checked for targets on the CPU only: on an accelerator a
-    check would have to wait for the device at every step. Check before the targets move there.
-
-    Args:
-        targets: one dictionary per image (see `pack_targets`), or packed targets.
-        num_classes: number of classes without no-object; labels must be below it.
-        num_images: number of images of the predictions these targets belong to, if known.
-
-    Returns:
-        The packed targets.
-
-    Raises:
-        TypeError: see `pack_targets`.
-        ValueError: naming the image and the value: number of targets other than of images, boxes
-            that are not normalised (cx, cy, w, h), a negative or non-finite size, a label outside
-            [0, num_classes).
-
-    Warns:
-        UserWarning: once, if a target box has no area (its GIoU is defined, it can be learned).
-    """
-    packed = targets if isinstance(targets, PackedTargets) else pack_targets(targets)
-    if num_images is not None and packed.num_images != num_images:
-        raise ValueError(
-            f"got targets for {packed.num_images} images but predictions for {num_images}: every "
-            "image needs its dict, with empty 'labels' and 'boxes' where there is no object"
-        )
-    if len(packed.labels) and packed.labels.device.type == "cpu":
-        _check_boxes(packed)
-        _check_labels(packed, num_classes)
-    return packed
-
-
 def _check_shapes(target: Mapping[str, Tensor], position: int) -> None:
     for key in ("labels", "boxes"):
         if key not in target:
@@ -232,78 +275,3 @@ def _name(target: Mapping[str, Tensor], position: int) -> str:
     # Only for messages: reading an id from an accelerator waits for it.
     identity = target.get("image_id")
     return f"targets[{position}]" + (f" (image {int(identity)})" if identity is not None else "")
-
-
-def _check_boxes(packed: PackedTargets) -> None:
-    boxes = packed.boxes
-    smallest = boxes[:, 2:].amin()
-    if smallest < 0:
-        row = int((boxes[:, 2:] < 0).any(1).nonzero()[0])
-        image, position = _locate(packed, row)
-        width, height = boxes[row, 2:].tolist()
-        raise ValueError(
-            f"box {position} of {packed.image_name(image)} has width {width:g} and height "
-            f"{height:g}; expected normalised cxcywh with w, h >= 0: corners in the wrong order?"
-        )
-    low, high = torch.aminmax(boxes)
-    # Written so that a NaN, for which every comparison is false, fails too.
-    if not (low >= -_COORDINATE_SLACK and high <= 1 + _COORDINATE_SLACK):
-        _refuse_boxes(packed)
-    if smallest == 0:
-        without_area = (boxes[:, 2:] == 0).any(1)
-        image, position = _locate(packed, int(without_area.nonzero()[0]))
-        zero_area_boxes.record(
-            int(without_area.sum()),
-            f"box {position} of {packed.image_name(image)} has no area; its GIoU is taken as "
-            "defined for empty boxes. Further ones are accepted silently",
-        )
-
-
-def _refuse_boxes(packed: PackedTargets) -> None:
-    boxes = packed.boxes
-    finite = boxes.isfinite().all(1)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        image, position = _locate(packed, row)
-        raise ValueError(
-            f"box {position} of {packed.image_name(image)} is not finite: {boxes[row].tolist()}"
-        )
-    outside = ((boxes < -_COORDINATE_SLACK) | (boxes > 1 + _COORDINATE_SLACK)).any(1)
-    image, _ = _locate(packed, int(outside.nonzero()[0]))
-    own = boxes[packed.offsets[image] : packed.offsets[image + 1]]
-    extreme = own.amax() if own.amax() > 1 + _COORDINATE_SLACK else own.amin()
-    # Values of a few units are wrong, but hardly pixels.
-    hint = ": pixel xyxy?" if extreme > 2 else ""
-    raise ValueError(
-        f"boxes of {packed.image_name(image)} reach {extreme.item():.1f}; "
-        f"expected normalised cxcywh in [0, 1]{hint}"
-    )
-
-
-def _check_labels(packed: PackedTargets, num_classes: int) -> None:
-    low, high = (bound.item() for bound in torch.aminmax(packed.labels))
-    if low >= 0 and high < num_classes:
-        return
-    row = int(((packed.labels < 0) | (packed.labels >= num_classes)).nonzero()[0])
-    image, position = _locate(packed, row)
-    label = int(packed.labels[row])
-    where = f"label {label} (target {position} of {packed.image_name(image)})"
-    if label == num_classes:
-        raise ValueError(
-            f"{where} is the no-object slot of a model with {num_classes} classes: the target "
-            "would be learned as background. Labels count from 0 to num_classes - 1"
-        )
-    if label < 0:
-        raise ValueError(
-            f"{where} is negative: it would wrap around to the no-object slot. Leave objects to "
-            "ignore out of the targets"
-        )
-    raise ValueError(
-        f"{where} is outside the model's {num_classes} classes: labels are indices of the label "
-        "map, not category ids of the dataset"
-    )
-
-
-def _locate(packed: PackedTargets, row: int) -> tuple[int, int]:
-    image = int(torch.searchsorted(packed.offsets, row, right=True)) - 1
-    return image, row - int(packed.offsets[image])
