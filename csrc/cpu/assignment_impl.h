@@ -4,30 +4,50 @@
 
 #include "kernels.h"
 #include "simd_columns.h"
+#include "simd_transpose.h"
 
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-inline size_t assignment_bytes(int rows, int columns, size_t cost_bytes, bool copied) {
-  const int fewer = rows < columns ? rows : columns, more = rows < columns ? columns : rows;
-  const size_t state = cost_bytes == sizeof(float) ? SimdColumns<float>::bytes(fewer, more)
-                                                   : SimdColumns<double>::bytes(fewer, more);
-  const size_t copy = copied ? cost_bytes * static_cast<size_t>(rows) * columns : 0;
+// The entries between rows of a dense copy: whole vectors, and an odd number of cache lines, or
+// entries of one column would share few places in the cache.
+template <class Cost>
+inline int64_t dense_stride(int columns) {
+  constexpr int kLine = 64 / sizeof(Cost);
+  return ((static_cast<int64_t>(columns) + kLine - 1) / kLine | 1) * kLine;
+}
+
+template <class Cost>
+inline size_t assignment_bytes_of(int rows, int columns, bool copied) {
+  const size_t state = SimdColumns<Cost>::bytes(rows, columns);
+  const size_t copy = copied ? sizeof(Cost) * rows * dense_stride<Cost>(columns) : 0;
   return (state + 63) / 64 * 64 + copy;
 }
 
-// Copies `from` to dense rows, in tiles that fit the first cache.
+inline size_t assignment_bytes(int rows, int columns, size_t cost_bytes, bool copied) {
+  const int fewer = rows < columns ? rows : columns, more = rows < columns ? columns : rows;
+  return cost_bytes == sizeof(float) ? assignment_bytes_of<float>(fewer, more, copied)
+                                     : assignment_bytes_of<double>(fewer, more, copied);
+}
+
+// Copies to rows of contiguous entries, dense_stride apart.
 template <class Cost>
 inline void copy_dense(const CostMatrix<Cost>& from, Cost* to) {
-  constexpr int kTile = 16;
-  for (int i0 = 0; i0 < from.rows; i0 += kTile) {
-    const int i1 = i0 + kTile < from.rows ? i0 + kTile : from.rows;
-    for (int j0 = 0; j0 < from.columns; j0 += kTile) {
-      const int j1 = j0 + kTile < from.columns ? j0 + kTile : from.columns;
-      for (int j = j0; j < j1; ++j) {
-        for (int i = i0; i < i1; ++i) {
-          to[static_cast<int64_t>(i) * from.columns + j] =
-              from.data[i * from.row_stride + j * from.column_stride];
+  const int64_t to_stride = dense_stride<Cost>(from.columns);
+  constexpr int kTile = Simd<Cost>::kLanes;
+  for (int j = 0; j < from.columns; j += kTile) {
+    const int count = from.columns - j < kTile ? from.columns - j : kTile;
+    for (int i = 0; i < from.rows; i += kTile) {
+      const int length = from.rows - i < kTile ? from.rows - i : kTile;
+      const Cost* corner = from.data + i * from.row_stride + j * from.column_stride;
+      Cost* to_corner = to + i * to_stride + j;
+      if (from.row_stride == 1) {
+        transpose_block(corner, from.column_stride, count, length, to_corner, to_stride);
+        continue;
+      }
+      for (int k = 0; k < length; ++k) {
+        for (int l = 0; l < count; ++l) {
+          to_corner[k * to_stride + l] = corner[k * from.row_stride + l * from.column_stride];
         }
       }
     }
@@ -38,16 +58,16 @@ inline void copy_dense(const CostMatrix<Cost>& from, Cost* to) {
 template <class Cost, class Use>
 inline LapStatus assign_rows(const CostMatrix<Cost>& cost, Workspace& workspace, const Use& use) {
   const bool copied = cost.column_stride != 1;
-  const size_t bytes = assignment_bytes(cost.rows, cost.columns, sizeof(Cost), copied);
+  const size_t bytes = assignment_bytes_of<Cost>(cost.rows, cost.columns, copied);
   char* storage = static_cast<char*>(workspace.reserve(bytes));
   const Cost* rows = cost.data;
   int64_t row_stride = cost.row_stride;
   if (copied) {
     Cost* dense = reinterpret_cast<Cost*>(
-        storage + assignment_bytes(cost.rows, cost.columns, sizeof(Cost), false));
+        storage + assignment_bytes_of<Cost>(cost.rows, cost.columns, false));
     copy_dense(cost, dense);
     rows = dense;
-    row_stride = cost.columns;
+    row_stride = dense_stride<Cost>(cost.columns);
   }
   SimdColumns<Cost> columns(rows, row_stride, cost.rows, cost.columns, storage);
   const LapStatus status = solve(columns);

@@ -15,7 +15,8 @@
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-// Simd<T>: kLanes values of T in a Vector. Comparisons give one bit a lane, lane 0 the lowest;
+// Simd<T>: kLanes values of T in a Vector. Comparisons give one bit a lane, lane 0 the lowest.
+// load_first(count, p) reads `count` values, the other lanes are 0;
 // select(bits, a, b) takes the lanes of a where the bit is set.
 // Simd<double> also loads floats, and lower(values, candidates, tags, tag) stores the candidates that
 // are lower than the values, with the tag, and returns the lower of both.
@@ -45,6 +46,9 @@ struct Simd<float> {
   using Vector = __m512;
   static constexpr int kLanes = 16;
   static Vector load(const float* p) { return _mm512_loadu_ps(p); }
+  static Vector load_first(int count, const float* p) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+  }
   static void store(float* p, Vector a) { _mm512_storeu_ps(p, a); }
   static Vector broadcast(float a) { return _mm512_set1_ps(a); }
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
@@ -67,6 +71,9 @@ struct Simd<double> {
   using Vector = __m512d;
   static constexpr int kLanes = 8;
   static Vector load(const double* p) { return _mm512_loadu_pd(p); }
+  static Vector load_first(int count, const double* p) {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p);
+  }
   static void store(double* p, Vector a) { _mm512_storeu_pd(p, a); }
   static Vector broadcast(double a) { return _mm512_set1_pd(a); }
   static Vector add(Vector a, Vector b) { return _mm512_add_pd(a, b); }
@@ -102,6 +109,10 @@ struct Simd<float> {
   using Vector = __m256;
   static constexpr int kLanes = 8;
   static Vector load(const float* p) { return _mm256_loadu_ps(p); }
+  static Vector load_first(int count, const float* p) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane));
+  }
   static void store(float* p, Vector a) { _mm256_storeu_ps(p, a); }
   static Vector broadcast(float a) { return _mm256_set1_ps(a); }
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
@@ -126,6 +137,10 @@ struct Simd<double> {
   using Vector = __m256d;
   static constexpr int kLanes = 4;
   static Vector load(const double* p) { return _mm256_loadu_pd(p); }
+  static Vector load_first(int count, const double* p) {
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    return _mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lane));
+  }
   static void store(double* p, Vector a) { _mm256_storeu_pd(p, a); }
   static Vector broadcast(double a) { return _mm256_set1_pd(a); }
   static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
@@ -172,6 +187,9 @@ struct Simd {
     Vector a;
     std::memcpy(a.lane, p, sizeof a.lane);
     return a;
+  }
+  static Vector load_first(int count, const T* p) {
+    return make([=](int k) { return k < count ? p[k] : T{0}; });
   }
   static void store(T* p, Vector a) { std::memcpy(p, a.lane, sizeof a.lane); }
   static Vector broadcast(T a) {
