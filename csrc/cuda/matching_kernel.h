@@ -75,12 +75,25 @@ __device__ SoftmaxStatistics<T> softmax_of_half_warp(const Numbers& logits, long
   for (int half = kSoftmaxParts / 2; half > 0; half /= 2) {
     high = larger(high, __shfl_xor_sync(kWholeWarp, high, half));
   }
+  const int even = classes / kSoftmaxParts * kSoftmaxParts, rest = classes - even;
 #pragma unroll 4
-  for (int c = part; c < classes; c += kSoftmaxParts) sum += exp_of_negative(logit(c) - high);
+  for (int c = part; c < even; c += kSoftmaxParts) sum += exp_of_negative(logit(c) - high);
+  if (part >= kSoftmaxParts - rest) {
+    sum += exp_of_negative(logit(classes - kSoftmaxParts + part) - high);
+  }
   for (int half = kSoftmaxParts / 2; half > 0; half /= 2) {
     sum += __shfl_xor_sync(kWholeWarp, sum, half);
   }
   return {high, T(1) / sum};
+}
+
+template <class T>
+__device__ T focal_term_of(T logit, const FocalParameters& focal) {
+  const bool square = focal.gamma == 2;
+  if (focal.eps == 0) {
+    return square ? focal_term<false, true>(logit, focal) : focal_term<false, false>(logit, focal);
+  }
+  return square ? focal_term<true, true>(logit, focal) : focal_term<true, false>(logit, focal);
 }
 
 // Where the costs of an image lie, for its rows are queries if there are more targets than queries.
@@ -173,7 +186,7 @@ __global__ void __launch_bounds__(kMatchingThreads)
     if (0 <= label && label < batch.classes) {
       const T logit = NumberReader<Logit>::read(
           logits.data, image_logits + query * logits.strides[2] + label * logits.strides[3]);
-      term = batch.focal ? focal_term(logit, batch.focal_parameters)
+      term = batch.focal ? focal_term_of(logit, batch.focal_parameters)
                          : -exp_of_negative(logit - largest[own]) * inverse[own];
     }
     T cost = matching_cost(box, target_box, term, batch.weights);
