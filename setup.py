@@ -32,7 +32,8 @@ CXX_FLAGS += ["-ffp-contract=off"]
 # Nobody looks at the floating-point exception flags, for the sake of which GCC would not turn a
 # choice between two numbers into vector instructions. No result changes.
 CXX_FLAGS += ["-fno-trapping-math"]
-NVCC_FLAGS = ["-O3"]
+# -fmad=false is nvcc's word for the same.
+NVCC_FLAGS = ["-O3", "-fmad=false", "-Xptxas", "-warn-spills"]
 # The sources are kept clean for Volta and later.
 OLDEST_ARCH = (7, 0)
 
@@ -188,8 +189,9 @@ def arch_list(
 ) -> str:
     """Architectures to compile for, in the form of TORCH_CUDA_ARCH_LIST, which comes first if set.
 
-    Else those of the visible GPUs, and where there is none those of torch that the toolkit has;
-    the last one also as PTX, for GPUs that come later.
+    Else those of the visible GPUs, and where there is none the oldest of each generation of those
+    that torch and the toolkit have, which the others of the generation run too. The last one also
+    as PTX, for GPUs that come later.
     """
     named = environ.get("TORCH_CUDA_ARCH_LIST")
     if named and named != "native":
@@ -199,6 +201,8 @@ def arch_list(
     if visible:
         # A GPU newer than all of them runs the PTX of the newest.
         known = sorted({max((a for a in known if a <= gpu), default=gpu) for gpu in visible})
+    else:
+        known = [min(a for a in known if a[0] == major) for major in sorted({a[0] for a in known})]
     if not known:
         raise SystemExit(
             f"detr_fast: the toolkit at {toolkit.home} and torch ({torch_archs}) have no "
@@ -223,7 +227,7 @@ def extension(plan: Plan):
     kind = CppExtension
     if plan.cuda_kernels:
         kind = CUDAExtension
-        sources += sorted(ROOT.glob("csrc/cuda/*.cu"))
+        sources += sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/*.cu")])
         macros.append(("DETR_FAST_CUDA_ARCH_LIST", json.dumps(plan.cuda_arch_list)))
     return kind(
         "detr_fast._C",

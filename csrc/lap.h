@@ -108,18 +108,16 @@ HOST_DEVICE void assign_by_bids(Columns& columns) {
 // Extends the assignment by `start`; false if no free column can be reached.
 template <class Columns>
 HOST_DEVICE bool assign_by_shortest_path(Columns& columns, int start) {
-  int row = start;
-  double base = 0;
-  for (;;) {
-    const Nearest nearest = columns.relax(row, base);
-    if (nearest.value == kInfinity) return false;
-    row = columns.row_of(nearest.column);
+  Nearest nearest = columns.relax(start, 0);
+  while (nearest.value < kInfinity) {
+    const int row = columns.row_of(nearest.column);
     if (row < 0) {
       columns.augment(start, nearest);
       return true;
     }
-    base = columns.settle(nearest);
+    nearest = columns.relax(row, columns.settle(nearest));
   }
+  return false;
 }
 
 // Unless the status is kOptimal, the assignment that `columns` holds afterwards means nothing.

@@ -43,8 +43,17 @@ class MemorySlots {
   HOST_DEVICE static void for_each(int lane, int count, int columns, const Visit& visit) {
     for (int j = lane; j < columns; j += count) visit(j, j);
   }
+  template <class Matrix, class Visit>
+  HOST_DEVICE static void for_each_cost(const Matrix& cost, int row, int lane, int count,
+                                        const Visit& visit) {
+    for (int j = lane; j < cost.columns; j += count) visit(j, j, cost.at(row, j));
+  }
+  static constexpr int kRunners = 1;
+  HOST_DEVICE static int runner(int) { return 0; }
   HOST_DEVICE static int slot_of(int column, int) { return column; }
+  HOST_DEVICE static int column_of(int slot, int, int) { return slot; }
 
+  HOST_DEVICE void clear() {}
   HOST_DEVICE void forget(int slot) {
     distance_[slot] = kInfinity;
     arrays_.predecessor[slot] = 0;
@@ -54,6 +63,7 @@ class MemorySlots {
   HOST_DEVICE void occupy(int) {}
   HOST_DEVICE double v(int slot) const { return arrays_.v[slot]; }
   HOST_DEVICE void set_v(int slot, double value) { arrays_.v[slot] = value; }
+  HOST_DEVICE void set_any_v(int slot, double value) { set_v(slot, value); }
   HOST_DEVICE double distance(int slot) const { return distance_[slot]; }
   HOST_DEVICE void reach(int slot, int column, double distance, int row) {
     distance_[slot] = distance;
@@ -69,7 +79,8 @@ class MemorySlots {
 };
 
 // The slot of column j is j / count(). Whatever indexes the arrays is a constant once the loop over
-// the slots is unrolled; otherwise they would lie in memory.
+// the slots is unrolled; otherwise they would lie in memory. Predecessors are in memory all the same:
+// they are written without waiting and read once, when a path is flipped.
 template <int N>
 class RegisterSlots {
   static_assert(N <= 32, "free_ and settled_ have a bit for each slot");
@@ -79,16 +90,49 @@ class RegisterSlots {
 
   template <class Visit>
   HOST_DEVICE static void for_each(int lane, int count, int columns, const Visit& visit) {
-#ifdef __CUDACC__
-#pragma unroll
-#endif
+    UNROLL
     for (int slot = 0; slot < N; ++slot) {
       const int j = lane + slot * count;
       if (j < columns) visit(slot, j);
     }
   }
+  // Empty slots too, at a cost of +inf. Without branches in `visit` there are none at all, and a GPU
+  // asks for many costs before it waits for the first.
+  template <class Matrix, class Visit>
+  HOST_DEVICE static void for_each_cost(const Matrix& cost, int row, int lane, int count,
+                                        const Visit& visit) {
+    constexpr int kBatch = N % 8 ? N % 10 ? N : 10 : 8;
+    using Cost = decltype(cost.at(0, 0));
+    const int left = cost.columns - lane;
+    UNROLL
+    for (int first = 0; first < N; first += kBatch) {
+      Cost costs[kBatch];
+      UNROLL
+      for (int k = 0; k < kBatch; ++k) {
+        const int ahead = (first + k) * count;
+        costs[k] = ahead < left ? cost.at(row, lane + ahead) : static_cast<Cost>(kInfinity);
+      }
+      UNROLL
+      for (int k = 0; k < kBatch; ++k) {
+        visit(first + k, lane + (first + k) * count, costs[k]);
+      }
+    }
+  }
+  // A minimum over the slots is taken by so many runners, each over its share, because a chain of
+  // comparisons takes as long as it has links.
+  static constexpr int kRunners = N < 4 ? 1 : 4;
+  HOST_DEVICE static int runner(int slot) { return slot % kRunners; }
   HOST_DEVICE static int slot_of(int column, int count) { return column / count; }
+  HOST_DEVICE static int column_of(int slot, int lane, int count) { return lane + slot * count; }
 
+  HOST_DEVICE void clear() {
+    UNROLL
+    for (int slot = 0; slot < N; ++slot) {
+      v_[slot] = 0;
+      forget(slot);
+    }
+    free_ = 0;
+  }
   HOST_DEVICE void forget(int slot) {
     distance_[slot] = kInfinity;
     settled_ &= ~bit(slot);
@@ -98,6 +142,11 @@ class RegisterSlots {
   HOST_DEVICE void occupy(int slot) { free_ &= ~bit(slot); }
   HOST_DEVICE double v(int slot) const { return v_[slot]; }
   HOST_DEVICE void set_v(int slot, double value) { v_[slot] = value; }
+  // For a slot that is not a constant.
+  HOST_DEVICE void set_any_v(int slot, double value) {
+    UNROLL
+    for (int k = 0; k < N; ++k) v_[k] = k == slot ? value : v_[k];
+  }
   HOST_DEVICE double distance(int slot) const { return distance_[slot]; }
   HOST_DEVICE void reach(int slot, int column, double distance, int row) {
     distance_[slot] = distance;
@@ -133,6 +182,7 @@ class LaneColumns {
     for (int row = lanes_.lane(); row < cost_.rows; row += lanes_.count()) {
       arrays_.column_of_row[row] = -1;
     }
+    slots_.clear();
     for_own_columns([&](int slot, int j) {
       arrays_.row_of_column[j] = -1;
       arrays_.v[j] = 0;
@@ -144,14 +194,11 @@ class LaneColumns {
   HOST_DEVICE Nearest row_minimum(int row) {
     Cost lowest = kInfinite;
     int column = cost_.columns;
-    for_own_columns([&](int, int j) {
-      Cost c = cost_.at(row, j);
-      may_bid_ = may_bid_ && fits(c);
-      if (!(c > -kInfinite)) c = -kInfinite;  // NaN too
-      if (c < lowest) {
-        lowest = c;
-        column = j;
-      }
+    for_own_costs(row, [&](int, int j, Cost c) {
+      may_bid_ &= fits(c);
+      c = c > -kInfinite ? c : -kInfinite;  // NaN too
+      column = c < lowest ? j : column;
+      lowest = c < lowest ? c : lowest;
     });
     double value = lowest;
     lanes_.argmin(value, column);
@@ -176,15 +223,12 @@ class LaneColumns {
   HOST_DEVICE int bid(int row) {
     Cost own_first = kInfinite, own_second = kInfinite;
     int column = cost_.columns;
-    for_own_columns([&](int, int j) {
-      const Cost s = cost_.at(row, j) - static_cast<Cost>(arrays_.v[j]);
-      if (s < own_first) {
-        own_second = own_first;
-        own_first = s;
-        column = j;
-      } else if (s < own_second) {
-        own_second = s;
-      }
+    for_own_costs(row, [&](int slot, int j, Cost c) {
+      const Cost s = c - static_cast<Cost>(slots_.v(slot));
+      const Cost beaten = s < own_first ? own_first : s;
+      own_second = beaten < own_second ? beaten : own_second;
+      column = s < own_first ? j : column;
+      own_first = s < own_first ? s : own_first;
     });
     double first = own_first;
     lanes_.argmin(first, column);
@@ -198,6 +242,7 @@ class LaneColumns {
     lanes_.sync();
     if (owns(column)) {
       slots_.occupy(slot_of(column));
+      slots_.set_any_v(slot_of(column), price);
       arrays_.v[column] = price;
       arrays_.row_of_column[column] = row;
       arrays_.column_of_row[row] = column;
@@ -208,34 +253,42 @@ class LaneColumns {
   }
 
   HOST_DEVICE void begin_paths() {
-    for_own_columns([&](int slot, int j) {
-      slots_.set_v(slot, arrays_.v[j]);
-      slots_.forget(slot);
-    });
+    for_own_columns([&](int slot, int) { slots_.forget(slot); });
   }
 
   HOST_DEVICE Nearest relax(int row, double base) {
-    double value = kInfinity;
-    int rank = 2 * cost_.columns;  // the column, behind all free columns if it is assigned
-    for_own_columns([&](int slot, int j) {
-      if (slots_.is_settled(slot)) return;
-      const double through = (distance_of(row, j) - slots_.v(slot)) + base;
-      if (through < slots_.distance(slot)) slots_.reach(slot, j, through, row);
-      const double distance = slots_.distance(slot);
-      const int own_rank = slots_.is_free(slot) ? j : cost_.columns + j;
-      if (distance < value || (distance == value && own_rank < rank)) {
-        value = distance;
-        rank = own_rank;
-      }
+    constexpr int kAssigned = 1 << 30;  // puts a slot behind all slots of free columns
+    double values[Slots::kRunners];
+    int slots[Slots::kRunners];
+    for (int k = 0; k < Slots::kRunners; ++k) {
+      values[k] = kInfinity;
+      slots[k] = kAssigned;
+    }
+    for_own_costs(row, [&](int slot, int j, Cost c) {
+      const double through = (on_paths(c) - slots_.v(slot)) + base;
+      const bool open = !slots_.is_settled(slot);
+      if (open & (through < slots_.distance(slot))) slots_.reach(slot, j, through, row);
+      const double distance = open ? slots_.distance(slot) : kInfinity;
+      const int k = Slots::runner(slot);
+      keep_smaller(values[k], slots[k], distance, slots_.is_free(slot) ? slot : kAssigned + slot);
     });
-    lanes_.argmin(value, rank);
-    return {value, rank < cost_.columns ? rank : rank - cost_.columns};
+    for (int k = 1; k < Slots::kRunners; ++k) {
+      keep_smaller(values[0], slots[0], values[k], slots[k]);
+    }
+    // Across lanes the column counts, behind all free columns if it is assigned.
+    const bool assigned = slots[0] >= kAssigned;
+    const int own = Slots::column_of(assigned ? slots[0] - kAssigned : slots[0], lanes_.lane(),
+                                     lanes_.count());
+    const int rank_of_own = assigned ? cost_.columns + own : own;
+    int rank = values[0] < kInfinity ? rank_of_own : 2 * cost_.columns;
+    lanes_.argmin(values[0], rank);
+    return {values[0], rank < cost_.columns ? rank : rank - cost_.columns};
   }
 
   HOST_DEVICE double settle(const Nearest& nearest) {
     const int j = nearest.column;
     if (owns(j)) slots_.settle(slot_of(j));
-    return nearest.value - (distance_of(row_of(j), j) - arrays_.v[j]);
+    return nearest.value - (on_paths(cost_.at(row_of(j), j)) - arrays_.v[j]);
   }
 
   HOST_DEVICE void augment(int start, const Nearest& nearest) {
@@ -252,6 +305,9 @@ class LaneColumns {
     for_own_columns([&](int slot, int) { slots_.forget(slot); });
   }
 
+ protected:
+  bool may_bid_ = true;  // as far as this lane has seen; agreed on in publish()
+
  private:
   static constexpr Cost kInfinite = static_cast<Cost>(kInfinity);
 
@@ -261,8 +317,19 @@ class LaneColumns {
     Slots::for_each(lanes_.lane(), lanes_.count(), cost_.columns, visit);
   }
 
-  HOST_DEVICE double distance_of(int row, int column) const {
-    const double c = cost_.at(row, column);
+  // visit(slot, column, cost) for each column of this lane and perhaps for empty slots.
+  template <class Visit>
+  HOST_DEVICE void for_own_costs(int row, const Visit& visit) {
+    Slots::for_each_cost(cost_, row, lanes_.lane(), lanes_.count(), visit);
+  }
+
+  HOST_DEVICE static void keep_smaller(double& value, int& rank, double other, int other_rank) {
+    const bool smaller = (other < value) | ((other == value) & (other_rank < rank));
+    value = smaller ? other : value;
+    rank = smaller ? other_rank : rank;
+  }
+
+  HOST_DEVICE double on_paths(double c) const {
     return kScaleBeyond<Cost> == 1 || may_bid_ ? c : c * kScaleBeyond<Cost>;
   }
 
@@ -286,7 +353,6 @@ class LaneColumns {
   LaneArrays arrays_;
   Slots slots_;
   Lanes& lanes_;
-  bool may_bid_ = true;  // as far as this lane has seen; agreed on in publish()
 };
 
 // One lane: the whole problem in one thread.

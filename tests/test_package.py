@@ -196,7 +196,7 @@ def test_loader_of_this_installation():
 # The decisions of the build
 
 TOOLKIT = build.Toolkit(Path("/opt/cuda"), "13.0", ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0)))
-TORCH_ARCHS = "sm_75 sm_80 sm_86 sm_90 sm_120"
+TORCH_ARCHS = "sm_75 sm_80 sm_89 sm_90 sm_120"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,8 @@ def test_build_with_cuda_needs_no_gpu(monkeypatch, request_):
     [
         ([], {}, "7.5;8.0;9.0;12.0+PTX"),
         ([(9, 0)], {}, "9.0+PTX"),
-        ([(9, 0), (9, 0), (8, 9)], {}, "8.0;9.0+PTX"),
+        ([(9, 0), (9, 0), (8, 9)], {}, "8.9;9.0+PTX"),
+        ([(8, 6)], {}, "8.0+PTX"),
         ([(12, 1)], {}, "12.0+PTX"),
         ([(9, 0)], {"TORCH_CUDA_ARCH_LIST": "7.0;8.6"}, "7.0;8.6"),
         ([(9, 0)], {"TORCH_CUDA_ARCH_LIST": "native"}, "9.0+PTX"),

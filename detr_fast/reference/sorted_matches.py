@@ -25,8 +25,10 @@ def sorted_matches(matched: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
             f"offsets are {offsets.tolist()}, but must ascend from 0 to the number of targets, "
             f"{targets}."
         )
-    image = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(matched.device)
-    place = torch.arange(len(image), device=matched.device) - offsets.to(matched.device)[image]
+    image = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    place = torch.arange(len(image)) - offsets[image]
+    # Without waiting for a device.
+    image, place = (each.to(matched.device, non_blocking=True) for each in (image, place))
     image, place = image.repeat(groups), place.repeat(groups)
     queries = matched.flatten()
     # By query with those that are matched first, then by image, keeping the order within it.
