@@ -116,6 +116,11 @@ def test_a_size_beyond_the_matrices_is_taken_as_theirs():
     assert (found[1] == -1).all()
 
 
+def test_a_size_on_the_cpu_is_checked():
+    with pytest.raises(ValueError, match=r"sizes\[0\] is \(9, 8\)"):
+        linear_assignment(torch.rand(1, 5, 8, device="cuda"), torch.tensor([[9, 8]]))
+
+
 @pytest.mark.parametrize("shape", [(6, 20, 50), (3, 50, 20), (2, 400, 700), (2, 700, 400)])
 def test_layout_does_not_change_the_assignment(shape):
     cost = torch.randint(0, 30, shape).float()
