@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,11 @@ def shared_data() -> Path:
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return
+    if os.environ.get("DETR_FAST_REQUIRE_GPU") == "1":
+        raise pytest.UsageError(
+            "DETR_FAST_REQUIRE_GPU=1 asks for the tests that need a GPU, but "
+            "torch.cuda.is_available() is False."
+        )
     skip = pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False")
     for item in items:
         # Not its keywords, which are also the names of the folders above it.

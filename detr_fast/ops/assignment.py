@@ -21,7 +21,9 @@ def linear_assignment(cost: Tensor, sizes: Tensor | None = None) -> Tensor:
         cost: (B, N, M) float16, bfloat16, float32 or float64, any strides. +inf forbids a pair.
             Half precision is solved as float32. Not differentiable.
         sizes: (B, 2) int64 on the device of `cost` or on the CPU, optional: problem b is
-            `cost[b, :n, :m]` with `n, m = sizes[b]`. What lies outside is never read.
+            `cost[b, :n, :m]` with `n, m = sizes[b]`. What lies outside is never read. Sizes on a
+            GPU are not checked, which would mean waiting for it: one that is not within the
+            matrices counts as the nearest that is.
 
     Returns:
         (B, N) int64: the column of each row, -1 for a row left over; min(n, m) rows have a column.
@@ -29,7 +31,7 @@ def linear_assignment(cost: Tensor, sizes: Tensor | None = None) -> Tensor:
 
     Raises:
         TypeError: `cost` is not floating, or `sizes` not int64.
-        ValueError: a shape does not agree, or a size is not within the matrices.
+        ValueError: a shape does not agree, or a size on the CPU is not within the matrices.
     """
     check_floating("cost", cost)
     if cost.dim() != 3:
