@@ -8,52 +8,31 @@ compared before anything is timed. Threads as OMP_NUM_THREADS says; the JSON nam
 and commit.
 """
 
-import collections
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from matching_workloads import CLASSES, COSTS, boxes, coco_counts
+from matching_workloads import targets as targets_of
 
 from detr_fast.training.criterion import SetCriterion, auxiliary_weights
 from detr_fast.training.matcher import HungarianMatcher
 
-LAYERS, CLASSES = 6, 91
-COSTS = (1, 5, 2)
+LAYERS = 6
 LOSSES = ["labels", "boxes", "cardinality"]
 WEIGHTS = auxiliary_weights({"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}, LAYERS)
-ANNOTATIONS = Path(__file__).resolve().parents[2] / "shared/data/coco_tiny"
-
-
-def coco_counts(images):
-    """Targets of that many COCO images, repeated where there are fewer."""
-    path = next(iter(sorted(ANNOTATIONS.rglob("*train*.json"))), None)
-    if path is None:
-        pytest.skip("no COCO annotations at ../shared/data/coco_tiny to take target counts from")
-    content = json.loads(path.read_text())
-    objects = collections.Counter(a["image_id"] for a in content["annotations"] if not a["iscrowd"])
-    counts = [objects[image["id"]] for image in content["images"]]
-    return [counts[i % len(counts)] for i in range(images)]
 
 
 def workload(images, queries):
     """Predictions as leaves, one pair for each layer, and targets."""
     generator = torch.Generator().manual_seed(0)
 
-    def boxes(*shape):
-        return torch.rand(*shape, 4, generator=generator) * 0.5 + 0.2
-
     layers = [
         (
             torch.randn(images, queries, CLASSES + 1, generator=generator).requires_grad_(),
-            boxes(images, queries).requires_grad_(),
+            boxes(generator, images, queries).requires_grad_(),
         )
         for _ in range(LAYERS)
     ]
-    targets = [
-        {"labels": torch.randint(CLASSES, (count,), generator=generator), "boxes": boxes(count)}
-        for count in coco_counts(images)
-    ]
+    targets = targets_of(generator, coco_counts(images))
     return layers, targets
 
 

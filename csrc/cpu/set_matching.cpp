@@ -13,6 +13,7 @@
 
 #include "kernels.h"
 #include "matching_inputs.h"
+#include "matching_operations.h"
 #include "parallel.h"
 
 namespace detr_fast {
@@ -98,6 +99,8 @@ void match(const MatchingInputs& inputs, const MatchingOptions& options, at::Ten
       });
 }
 
+}  // namespace
+
 at::Tensor set_matching(const at::Tensor& logits, const at::Tensor& boxes, const at::Tensor& labels,
                         const at::Tensor& target_boxes, const at::Tensor& offsets,
                         const std::optional<at::Tensor>& counts,
@@ -125,5 +128,4 @@ TORCH_LIBRARY_IMPL(detr_fast, CPU, m) {
   m.impl("set_matching", set_matching);
 }
 
-}  // namespace
 }  // namespace detr_fast

@@ -5,10 +5,24 @@
 
 #include <algorithm>
 #include <tuple>
-#include <utility>
 #include <vector>
 
+#include "matching_operations.h"
+
 namespace detr_fast {
+
+void sort_matches(const int64_t* matched, int64_t groups, int64_t targets, int64_t first,
+                  int64_t last, std::vector<MatchedPair>& pairs) {
+  pairs.clear();
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t query = matched[g * targets + t];
+      if (query >= 0) pairs.emplace_back(query, t - first);
+    }
+  }
+  std::sort(pairs.begin(), pairs.end());
+}
+
 namespace {
 
 std::tuple<at::Tensor, at::Tensor> sorted_matches(const at::Tensor& matched,
@@ -16,7 +30,6 @@ std::tuple<at::Tensor, at::Tensor> sorted_matches(const at::Tensor& matched,
   const at::Tensor dense = matched.contiguous(), dense_offsets = offsets.contiguous();
   const int64_t groups = dense.size(0), targets = dense.size(1);
   const int64_t images = dense_offsets.size(0) - 1;
-  const int64_t* found = dense.const_data_ptr<int64_t>();
   const int64_t* bounds = dense_offsets.const_data_ptr<int64_t>();
   bool divided = bounds[0] == 0 && bounds[images] == targets;
   for (int64_t b = 0; b < images; ++b) divided &= bounds[b] <= bounds[b + 1];
@@ -27,16 +40,9 @@ std::tuple<at::Tensor, at::Tensor> sorted_matches(const at::Tensor& matched,
   at::Tensor places = at::empty({groups * targets}, matched.options());
   int64_t* query = queries.mutable_data_ptr<int64_t>();
   int64_t* place = places.mutable_data_ptr<int64_t>();
-  std::vector<std::pair<int64_t, int64_t>> pairs;
+  std::vector<MatchedPair> pairs;
   for (int64_t b = 0; b < images; ++b) {
-    pairs.clear();
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int64_t t = bounds[b]; t < bounds[b + 1]; ++t) {
-        const int64_t q = found[g * targets + t];
-        if (q >= 0) pairs.emplace_back(q, t - bounds[b]);
-      }
-    }
-    std::sort(pairs.begin(), pairs.end());
+    sort_matches(dense.const_data_ptr<int64_t>(), groups, targets, bounds[b], bounds[b + 1], pairs);
     pairs.resize(groups * (bounds[b + 1] - bounds[b]), {-1, -1});
     for (const auto& [q, t] : pairs) {
       *query++ = q;

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <tuple>
 
+#include "matching_operations.h"
+
 namespace detr_fast {
 namespace {
-
-using Packed = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // Rounding of normalised coordinates, half types included, stays below this; pixels far above.
 constexpr double kCoordinateSlack = 1e-2;
@@ -21,7 +21,8 @@ bool regular(at::TensorList labels, at::TensorList boxes) {
   for (size_t b = 0; b < labels.size(); ++b) {
     if (labels[b].scalar_type() != at::kLong || labels[b].dim() != 1) return false;
     if (boxes[b].scalar_type() != type || boxes[b].dim() != 2 || boxes[b].size(1) != 4) return false;
-    if (boxes[b].size(0) != labels[b].size(0) || !boxes[b].is_cpu()) return false;
+    if (boxes[b].size(0) != labels[b].size(0)) return false;
+    if (!boxes[b].is_cpu() || !labels[b].is_cpu()) return false;
   }
   return true;
 }
@@ -53,13 +54,12 @@ bool copy_labels(const at::Tensor& labels, int64_t num_classes, int64_t* to) {
   return sound;
 }
 
-Packed pack(at::TensorList labels, at::TensorList boxes, int64_t num_classes) {
-  const auto integers = at::TensorOptions().dtype(at::kLong);
-  at::Tensor sound = at::empty({}, integers.dtype(at::kBool));
-  bool& answer = *sound.mutable_data_ptr<bool>();
-  answer = regular(labels, boxes);
-  if (!answer) return {at::empty({0}, integers), at::empty({0, 4}), at::zeros({1}, integers), sound};
+}  // namespace
 
+std::optional<PackedTargets> pack_targets(at::TensorList labels, at::TensorList boxes,
+                                          int64_t num_classes) {
+  if (!regular(labels, boxes)) return std::nullopt;
+  const auto integers = at::TensorOptions().dtype(at::kLong);
   at::Tensor offsets = at::empty({static_cast<int64_t>(labels.size()) + 1}, integers);
   int64_t* bounds = offsets.mutable_data_ptr<int64_t>();
   bounds[0] = 0;
@@ -67,17 +67,31 @@ Packed pack(at::TensorList labels, at::TensorList boxes, int64_t num_classes) {
   const int64_t targets = bounds[labels.size()];
   at::Tensor all_labels = at::empty({targets}, integers);
   at::Tensor all_boxes = at::empty({targets, 4}, boxes[0].options());
+  int64_t* labels_to = all_labels.mutable_data_ptr<int64_t>();
+  bool sound = true;
   for (size_t b = 0; b < labels.size(); ++b) {
-    answer &= copy_labels(labels[b], num_classes, all_labels.mutable_data_ptr<int64_t>() + bounds[b]);
-    answer &= all_boxes.scalar_type() == at::kDouble
-                  ? copy_boxes(boxes[b], all_boxes.mutable_data_ptr<double>() + 4 * bounds[b])
-                  : copy_boxes(boxes[b], all_boxes.mutable_data_ptr<float>() + 4 * bounds[b]);
+    sound &= copy_labels(labels[b], num_classes, labels_to + bounds[b]);
+    sound &= all_boxes.scalar_type() == at::kDouble
+                 ? copy_boxes(boxes[b], all_boxes.mutable_data_ptr<double>() + 4 * bounds[b])
+                 : copy_boxes(boxes[b], all_boxes.mutable_data_ptr<float>() + 4 * bounds[b]);
   }
-  return {all_labels, all_boxes, offsets, sound};
+  if (!sound) return std::nullopt;
+  return PackedTargets{all_labels, all_boxes, offsets};
+}
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> target_packing(at::TensorList labels,
+                                                                          at::TensorList boxes,
+                                                                          int64_t num_classes) {
+  const auto packed = pack_targets(labels, boxes, num_classes);
+  const at::Tensor sound = at::scalar_tensor(packed.has_value(), at::kBool);
+  if (packed) return {packed->labels, packed->boxes, packed->offsets, sound};
+  return {at::empty({0}, at::kLong), at::empty({0, 4}), at::zeros({1}, at::kLong), sound};
 }
 
 TORCH_LIBRARY_IMPL(detr_fast, CPU, m) {
-  m.impl("target_packing", pack);
+  m.impl("target_packing", target_packing);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops._library import implementation
+from ..ops.image_matching import image_matching
 from ..ops.matching_cost import CLASS_COSTS
 from ..ops.set_matching import set_matching
 from ..ops.sorted_matches import sorted_matches
@@ -84,6 +85,7 @@ class HungarianMatcher(nn.Module):
         # Whether only targets beyond the number of queries stay without one.
         self._complete = isinstance(non_finite, str) or math.isfinite(non_finite)
         self._stand_in = {"last": LAST, "raise": math.nan}.get(non_finite, non_finite)
+        self._one_call = math.isfinite(self._stand_in) and index_device in (None, "cpu")
         self._ran_on: str | None = None
 
     @property
@@ -118,6 +120,9 @@ class HungarianMatcher(nn.Module):
             logits, boxes = outputs["pred_logits"], outputs["pred_boxes"]
         except KeyError as missing:
             raise ValueError(f"outputs have no {missing}; they have {sorted(outputs)}") from None
+        lists = self._match_if_usual(logits, boxes, targets, groups)
+        if lists:
+            return lists
         if logits.dim() != 3:
             raise ValueError(f"pred_logits must have shape (B, Q, C); got {tuple(logits.shape)}")
         images, num_queries, num_logits = logits.shape
@@ -130,6 +135,36 @@ class HungarianMatcher(nn.Module):
         if self.index_device is not None:
             matched = matched.to(self.index_device)
         return index_lists(matched, packed, num_queries, complete=self._complete)
+
+    def _match_if_usual(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Mapping[str, Tensor]], groups: int
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        """The answer of `forward` in one call where nothing is unusual on a CPU, else nothing."""
+        if not (self._one_call and logits.is_cpu and groups > 0):
+            return None
+        try:
+            labels = [target["labels"] for target in targets]
+            target_boxes = [target["boxes"] for target in targets]
+            queries, places = image_matching(
+                logits.detach(),
+                boxes.detach(),
+                labels,
+                target_boxes,
+                logits.shape[-1] - self.no_object,
+                self.class_cost,
+                self.cost_class,
+                self.cost_bbox,
+                self.cost_giou,
+                self.alpha,
+                self.gamma,
+                self.eps,
+                groups,
+                self._stand_in,
+            )
+        except (TypeError, KeyError, AttributeError, IndexError, RuntimeError):
+            return None  # whatever it is, the way with messages says it
+        self.__dict__["_ran_on"] = "cpu"  # nn.Module's own way costs a microsecond
+        return list(zip(queries, places, strict=True))
 
     def match_layers(
         self, logits: Tensor, boxes: Tensor, packed: PackedTargets, groups: int = 1
@@ -159,7 +194,7 @@ class HungarianMatcher(nn.Module):
         target_boxes = packed.boxes
         if boxes.dtype == torch.float64:
             target_boxes = target_boxes.double()
-        self.__dict__["_ran_on"] = logits.device.type  # nn.Module's own way costs a microsecond
+        self.__dict__["_ran_on"] = logits.device.type
         matched = set_matching(
             logits,
             boxes,
