@@ -15,13 +15,14 @@ import subprocess
 from pathlib import Path
 
 import torch
+from matching_workloads import boxes, matching
 
 import detr_fast
 from detr_fast.ops.assignment import linear_assignment
 from detr_fast.ops.set_matching import set_matching
 from detr_fast.training.criterion import SetCriterion, auxiliary_weights
 from detr_fast.training.matcher import HungarianMatcher
-from detr_fast.training.targets import PackedTargets
+from detr_fast.training.targets import PackedTargets, pack_targets
 
 # Targets of 16 images with the mean and the spread of COCO.
 COCO_LIKE = (3, 7, 1, 14, 2, 9, 5, 21, 0, 4, 11, 2, 6, 30, 1, 8)
@@ -33,24 +34,6 @@ GOALS = {
     "linear_assignment, 208 x 300 x 300": 1.3,
     "linear_assignment, 208 x 300 x 600": 0.45,
 }
-
-
-def boxes(*shape):
-    return torch.rand(*shape, 4) * 0.5 + 0.2
-
-
-def matching_inputs(sets, counts, queries, classes=92):
-    """Predictions as of a trained model: a few queries close to each target."""
-    logits = torch.randn(sets, len(counts), queries, classes)
-    predicted = boxes(sets, len(counts), queries)
-    offsets = torch.tensor([0, *counts]).cumsum(0)
-    labels, target_boxes = torch.randint(classes - 1, (sum(counts),)), boxes(sum(counts))
-    for b, count in enumerate(counts):
-        for t in range(count):
-            near = torch.randint(queries, (3,))
-            predicted[:, b, near] = target_boxes[offsets[b] + t] + torch.rand(sets, 3, 4) * 0.05
-            logits[:, b, near, labels[offsets[b] + t]] += 6
-    return logits, predicted, labels, target_boxes, offsets
 
 
 def device_time(run) -> float:
@@ -80,13 +63,17 @@ def time_of(run) -> float:
     return statistics.median(times)
 
 
-def matching_row():
-    given = matching_inputs(7, COCO_LIKE, 300)
-    *tensors, offsets = given
-    on_gpu = (*(tensor.cuda() for tensor in tensors), offsets)
-    assert torch.equal(set_matching(*on_gpu).cpu(), set_matching(*given)), "other matches"
+def matching_row(sets=7, queries=300):
+    outputs, targets = matching(list(COCO_LIKE), queries, trained=True)
+    layers = [outputs[name].expand(sets, -1, -1, -1) for name in ("pred_logits", "pred_boxes")]
+    logits, predicted = (each.contiguous() for each in layers)
+    packed = pack_targets(targets)
+    given = (logits, predicted, packed.labels, packed.boxes)
+    on_gpu = (*(tensor.cuda() for tensor in given), packed.offsets)
+    expected = set_matching(*given, packed.offsets)
+    assert torch.equal(set_matching(*on_gpu).cpu(), expected), "other matches than on the CPU"
     return {
-        "what": "set_matching, 7 sets x 16 images x 300 queries",
+        "what": f"set_matching, {sets} sets x {len(COCO_LIKE)} images x {queries} queries",
         "ms": device_time(lambda: set_matching(*on_gpu)),
     }
 
@@ -94,7 +81,8 @@ def matching_row():
 def assignment_row(rows, columns):
     cost = torch.rand(208, rows, columns)
     gpu = cost.cuda()
-    assert torch.equal(linear_assignment(gpu).cpu(), linear_assignment(cost)), "other indices"
+    expected = linear_assignment(cost)
+    assert torch.equal(linear_assignment(gpu).cpu(), expected), "other indices than on the CPU"
     row = {
         "what": f"linear_assignment, 208 x {rows} x {columns}",
         "ms": device_time(lambda: linear_assignment(gpu)),
@@ -112,10 +100,11 @@ def criterion_row(layers=6, images=32, queries=100, classes=91, capacity=40):
     weights = auxiliary_weights({"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}, layers)
     losses = ["labels", "boxes", "cardinality"]
     criterion = SetCriterion(classes, HungarianMatcher(1, 5, 2), weights, 0.1, losses).cuda()
+    generator = torch.Generator().manual_seed(0)
     made = [
         {
             "pred_logits": torch.randn(images, queries, classes + 1).cuda().requires_grad_(),
-            "pred_boxes": boxes(images, queries).cuda().requires_grad_(),
+            "pred_boxes": boxes(generator, images, queries).cuda().requires_grad_(),
         }
         for _ in range(layers)
     ]
@@ -123,7 +112,7 @@ def criterion_row(layers=6, images=32, queries=100, classes=91, capacity=40):
     room = images * capacity
     targets = PackedTargets(
         torch.randint(classes, (room,)).cuda(),
-        boxes(room).cuda(),
+        boxes(generator, room).cuda(),
         torch.arange(images + 1) * capacity,
         counts=torch.tensor((COCO_LIKE * images)[:images]).cuda(),
     )

@@ -92,9 +92,11 @@ def main():
     about = "import detr_fast, torch; print(torch.cuda.get_device_name(), detr_fast.build_info())"
     name, became = run("environment", [sys.executable, "-c", about], folder)
     outcomes = [(name, became)]
-    if became.startswith("passed"):
-        for step in arguments.only:
+    for step in arguments.only:
+        if became.startswith("passed"):
             outcomes += run_step(step, folder)
+        else:
+            outcomes.append((step, "NOT RUN: no usable GPU or package, see environment.log"))
     lines = [f"- {name}: {became}" for name, became in outcomes]
     lines += [f"- {step}: NOT RUN, not asked for" for step in STEPS if step not in arguments.only]
     summary = "\n".join(lines) + "\n"
