@@ -102,10 +102,10 @@ def _refuse_contradictions(source, entry: ZooEntry, config: Mapping) -> None:
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
     """The options of a model that follow the data set, from the shapes of its weights."""
     sizes = {}
-    for head in ("class_embed.weight", "linear_class.weight"):
+    for head in ("class_embed.weight", "detr.class_embed.weight", "linear_class.weight"):
         if head in state:
             sizes["num_classes"] = len(state[head]) - 1  # without no-object
-    for queries in ("query_embed.weight", "query_pos"):
+    for queries in ("query_embed.weight", "detr.query_embed.weight", "query_pos"):
         if queries in state:
             sizes["num_queries"] = len(state[queries])
     return sizes

@@ -13,12 +13,15 @@ class ZooEntry:
 
     Attributes:
         name: what `build_model` takes.
-        family: "detr" (`DETR`) or "demo" (`DETRDemo`).
+        family: "detr" (`DETR`), "segmentation" (`DETRSegmentation`) or "demo" (`DETRDemo`).
         options: options in which the model differs from its family's defaults.
         url: the original's weights; the hexadecimal digits before the extension begin the file's
             SHA-256.
         shipped: file of weights in the package's folder models/weights.
-        ap: COCO AP on val2017 in percent as published with the weights, None where nobody did.
+        ap: COCO AP of boxes on val2017 in percent as published with the weights, None where nobody
+            did.
+        segm_ap: the same of masks.
+        pq: COCO panoptic quality on val2017 in percent, likewise.
     """
 
     name: str
@@ -27,9 +30,14 @@ class ZooEntry:
     url: str | None = None
     shipped: str | None = None
     ap: float | None = None
+    segm_ap: float | None = None
+    pq: float | None = None
 
 
-# AP: the table of pretrained models in the README of the original repository.
+# The original's panoptic models have a class for each of COCO's ids up to 200, and fifty to spare.
+_PANOPTIC_CLASSES = 250
+
+# AP and PQ: the tables of pretrained models in the README of the original repository.
 ZOO = {
     entry.name: entry
     for entry in (
@@ -51,6 +59,33 @@ ZOO = {
             options={"backbone": "resnet101", "dilation": True},
             url=_OFFICIAL + "detr-r101-dc5-a2e86def.pth",
             ap=44.9,
+        ),
+        ZooEntry(
+            "detr_resnet50_panoptic",
+            family="segmentation",
+            options={"num_classes": _PANOPTIC_CLASSES},
+            url=_OFFICIAL + "detr-r50-panoptic-00ce5173.pth",
+            ap=38.8,
+            segm_ap=31.1,
+            pq=43.4,
+        ),
+        ZooEntry(
+            "detr_resnet50_dc5_panoptic",
+            family="segmentation",
+            options={"num_classes": _PANOPTIC_CLASSES, "dilation": True},
+            url=_OFFICIAL + "detr-r50-dc5-panoptic-da08f1b1.pth",
+            ap=40.2,
+            segm_ap=31.9,
+            pq=44.6,
+        ),
+        ZooEntry(
+            "detr_resnet101_panoptic",
+            family="segmentation",
+            options={"num_classes": _PANOPTIC_CLASSES, "backbone": "resnet101"},
+            url=_OFFICIAL + "detr-r101-panoptic-40021d53.pth",
+            ap=40.1,
+            segm_ap=33.0,
+            pq=45.1,
         ),
         ZooEntry("detr_demo", family="demo", url=_OFFICIAL + "detr_demo-da2a99e9.pth"),
         ZooEntry(
