@@ -85,7 +85,7 @@ class DETRSegmentation(nn.Module):
             return_attention: see `DETR.forward`.
             select: which queries get a mask. Called with the predictions without masks, it returns
                 for each image the indices of its queries, int64 (n_i,) in any order; see
-                `postprocess.confident_queries` and `SetCriterion.matched_queries`. None means all.
+                `panoptic.confident_queries` and `SetCriterion.matched_queries`. None means all.
 
         Returns:
             What `DETR.forward` returns, and the logits of the masks, on the grid of the backbone's

@@ -73,7 +73,8 @@ class SetCriterion(nn.Module):
         num_classes: number of classes without no-object.
         matcher: has `match_layers` (see `HungarianMatcher`).
         weight_dict: weight of every loss in `total`, by name: `loss_ce`, `loss_bbox`, `loss_giou`,
-            `loss_mask`, `loss_dice`, and the same with `_0`, `_1`... for the auxiliary layers (see `auxiliary_weights`).
+            `loss_mask`, `loss_dice`, and the same with `_0`, `_1`... for the auxiliary layers (see
+            `auxiliary_weights`).
         eos_coef: class weight of no-object in the classification loss; the other classes have 1.
         losses: which to compute, of "labels", "boxes", "cardinality", "masks".
         aux_repeats: how many queries of an auxiliary layer learn each target, as far as there are
