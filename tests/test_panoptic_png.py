@@ -63,7 +63,7 @@ def test_smoothed_map_is_refused(tmp_path):
     path = tmp_path / "map.png"
     smooth = Image.fromarray(ids_to_rgb(ids)).resize((24, 24), Image.Resampling.BILINEAR)
     smooth.save(path)
-    with pytest.raises(PanopticError, match="does not list.*resized with smoothing"):
+    with pytest.raises(PanopticError, match=r"does not list.*resized with smoothing"):
         read_panoptic_png(path, segment_ids=[1000, 70_000, 8, 300])
 
 
