@@ -88,10 +88,11 @@ class CocoDetection(Dataset):
             return self.transform(image, target)
         return image, target
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, masks: bool = False) -> dict[str, Any]:
         """The annotation file as a dict, with `area` and `iscrowd` filled in where they lack.
 
-        Read anew at every call, so that the data set itself stays small in every worker.
+        With or without `masks` it has the `segmentation`s that the file has. Read anew at every
+        call, so that the data set itself stays small in every worker.
         """
         return complete_annotations(read_coco_json(self.annotation_file))
 

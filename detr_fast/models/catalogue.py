@@ -37,6 +37,20 @@ class ZooEntry:
 # The original's panoptic models have a class for each of COCO's ids up to 200, and fifty to spare.
 _PANOPTIC_CLASSES = 250
 
+# Of the models that are shipped: small enough for two cores.
+_TINY = {
+    "num_classes": 6,
+    "num_queries": 16,
+    "hidden_dim": 128,
+    "enc_layers": 1,
+    "dec_layers": 3,
+    "dim_feedforward": 256,
+    "pre_norm": True,
+    "backbone": "resnet_tiny",
+    "backbone_norm": "batch",
+    "backbone_stage": 2,
+}
+
 # AP and PQ: the tables of pretrained models in the README of the original repository.
 ZOO = {
     entry.name: entry
@@ -90,19 +104,14 @@ ZOO = {
         ZooEntry("detr_demo", family="demo", url=_OFFICIAL + "detr_demo-da2a99e9.pth"),
         ZooEntry(
             "detr_tiny",
-            options={
-                "num_classes": 6,
-                "num_queries": 16,
-                "hidden_dim": 128,
-                "enc_layers": 1,
-                "dec_layers": 3,
-                "dim_feedforward": 256,
-                "pre_norm": True,
-                "backbone": "resnet_tiny",
-                "backbone_norm": "batch",
-                "backbone_stage": 2,
-            },
+            options=_TINY,
             shipped="detr_tiny.pth",
+        ),
+        ZooEntry(
+            "detr_tiny_panoptic",
+            family="segmentation",
+            options={**_TINY, "num_classes": 9},
+            shipped="detr_tiny_panoptic.pth",
         ),
     )
 }
@@ -117,3 +126,20 @@ def zoo_entry(name: str) -> ZooEntry:
     if name not in ZOO:
         raise ValueError(f"model {name!r} is unknown; {did_you_mean(name, ZOO)}.")
     return ZOO[name]
+
+
+def panoptic_name(name: str) -> str:
+    """The model that is a detector with a mask head on it.
+
+    Args:
+        name: of a detector, or of a model that has masks already.
+
+    Raises:
+        ValueError: the name is unknown, or the zoo has no such model.
+    """
+    if zoo_entry(name).family == "segmentation":
+        return name
+    if f"{name}_panoptic" not in ZOO:
+        known = sorted(entry.name for entry in ZOO.values() if entry.family == "segmentation")
+        raise ValueError(f"there is no panoptic model of {name}; known: {', '.join(known)}.")
+    return f"{name}_panoptic"

@@ -2,7 +2,7 @@
 
 import inspect
 
-from ..data.label_map import COCO_LABEL_MAP, LabelMap
+from ..data.label_map import COCO_LABEL_MAP, COCO_PANOPTIC_LABEL_MAP, LabelMap
 from .catalogue import ZooEntry, zoo_entry
 from .checkpoint import Checkpoint, load_checkpoint, load_weights
 from .demo import DETRDemo
@@ -26,7 +26,7 @@ def build_model(
     Args:
         name: "detr_resnet50", "detr_resnet50_dc5", "detr_resnet101", "detr_resnet101_dc5",
             "detr_resnet50_panoptic", "detr_resnet50_dc5_panoptic", "detr_resnet101_panoptic",
-            "detr_demo" or "detr_tiny".
+            "detr_demo", "detr_tiny" or "detr_tiny_panoptic".
         pretrained: load the model's published weights (downloaded once) or shipped ones. Where
             `num_classes` or `num_queries` differs from theirs, the class head or the queries are
             re-initialised; `model.load_report` says so and a warning is logged.
@@ -86,8 +86,10 @@ def _defaults(family: type) -> dict:
 def _label_map(entry: ZooEntry, checkpoint: Checkpoint) -> LabelMap | None:
     if checkpoint.label_map is not None:
         return LabelMap.from_dict(checkpoint.label_map)
-    # The original's files name no classes; all of them were trained on COCO's 91 ids.
-    return COCO_LABEL_MAP if entry.url is not None else None
+    # The original's files name no classes; all of them were trained on COCO's ids.
+    if entry.url is None:
+        return None
+    return COCO_PANOPTIC_LABEL_MAP if entry.family == "segmentation" else COCO_LABEL_MAP
 
 
 def _refuse_contradictions(entry: ZooEntry, trained: dict, config: dict) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..reference.boxes import cxcywh_to_xyxy, generalized_iou
 from . import distributed
-from .mask_losses import RESOLUTIONS, mask_losses, pack_masks
+from .mask_losses import mask_losses, pack_masks
+from .recipe import MASK_RESOLUTIONS
 from .targets import PackedTargets, pack_targets, validate_targets
 
 # What each entry of `losses` computes. Class error and masks are of the last layer only, as in the
@@ -102,8 +103,8 @@ class SetCriterion(nn.Module):
         super().__init__()
         if aux_repeats < 1:
             raise ValueError(f"aux_repeats is {aux_repeats}; expected at least 1")
-        if mask_resolution not in RESOLUTIONS:
-            raise ValueError(_unknown("mask_resolution", mask_resolution, RESOLUTIONS))
+        if mask_resolution not in MASK_RESOLUTIONS:
+            raise ValueError(_unknown("mask_resolution", mask_resolution, MASK_RESOLUTIONS))
         for loss in losses:
             if loss not in _TERMS:
                 raise ValueError(_unknown("loss", loss, _TERMS))

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RESOLUTIONS = ("prediction", "image")
-
 
 def mask_losses(
     logits: Tensor,
