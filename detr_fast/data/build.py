@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from .batching import collate
 from .coco import build_coco
+from .kinds import KINDS
 from .label_map import LabelMap
 from .panoptic import build_coco_panoptic
 from .sampling import EpochSampler, SeededSamples
 from .shapes import ShapesDataset
 from .transforms import train_transform, val_transform
 
-KINDS = ("coco", "coco_panoptic", "shapes", "shapes_panoptic")
 SHAPES_LENGTHS = {"train": 1000, "val": 200}
 
 

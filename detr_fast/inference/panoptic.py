@@ -1,7 +1,9 @@
 """From the masks of a model to instance masks and panoptic maps of the original image."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.label_map import LabelMap
-from ..data.panoptic_png import VOID
+from ..data.panoptic_png import VOID, write_panoptic_png
 
 # How much enlarged logits of masks may take at once.
 _BYTES_AT_ONCE = 256 << 20
@@ -25,10 +27,23 @@ class PanopticMap:
         ids: int32 (H, W), the segment of each pixel; 0 is void.
         segments_info: COCO's description of each segment, in the order of ids: `id`,
             `category_id`, `isthing` (1 or 0), `area` in pixels, and `score`.
+        names: the name of each segment's class.
     """
 
     ids: np.ndarray
     segments_info: list[dict]
+    names: tuple[str, ...] = ()
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the ids as a PNG in COCO's colours; `segments_info` belongs in a JSON beside it.
+
+        Raises:
+            ValueError: the path does not end in .png.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_panoptic_png(path, self.ids)
+        return path
 
 
 def confident_queries(outputs: Mapping[str, Tensor], threshold: float = 0.85) -> list[Tensor]:
@@ -216,7 +231,8 @@ class PostProcessPanoptic(nn.Module):
             }
             for number, (label, area, score) in enumerate(segments, start=1)
         ]
-        return PanopticMap((ids.reshape(places.shape) + 1).astype(np.int32), info)
+        names = tuple(self.label_map.name(label) for label, _, _ in segments)
+        return PanopticMap((ids.reshape(places.shape) + 1).astype(np.int32), info, names)
 
 
 def _classify(logits: Tensor) -> tuple[Tensor, Tensor]:
