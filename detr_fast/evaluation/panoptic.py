@@ -18,6 +18,9 @@ import torch.distributed as dist
 
 from ..data.panoptic_png import VOID, PanopticError
 
+_ID_BITS = 32
+_ID_MASK = 2**_ID_BITS - 1
+
 
 class Counts(NamedTuple):
     """What PQ of one class is made of: the sum of the matches' IoUs, and TP, FP and FN."""
@@ -183,13 +186,13 @@ def count_matches(
             a predicted id is not listed.
     """
     truth, predicted = _by_id(truth), _by_id(predicted)
-    pairs, areas = np.unique(
-        np.stack((truth_ids.ravel(), predicted_ids.ravel())).astype(np.int64),
-        axis=1,
-        return_counts=True,
+    # One number for each pair of ids: sorting pairs themselves takes ten times as long.
+    keys, areas = np.unique(
+        (truth_ids.astype(np.int64) << _ID_BITS) + predicted_ids, return_counts=True
     )
     intersections = {
-        (t, p): area for t, p, area in zip(*pairs.tolist(), areas.tolist(), strict=True)
+        (key >> _ID_BITS, key & _ID_MASK): area
+        for key, area in zip(keys.tolist(), areas.tolist(), strict=True)
     }
     truth_area: dict[int, int] = defaultdict(int)
     predicted_area: dict[int, int] = defaultdict(int)
