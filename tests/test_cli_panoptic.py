@@ -55,6 +55,8 @@ def test_preset_trains_masks_and_logs_the_originals_names(trained):
         assert np.isfinite(record[name])
     assert len(record["test_coco_eval_bbox"]) == len(record["test_coco_eval_masks"]) == 12
     assert set(record["test_PQ_all"]) == set(record["test_PQ_st"]) == {"pq", "sq", "rq"}
+    columns = (trained / "results.csv").read_text().splitlines()[0].split(",")
+    assert {"test_AP", "test_mask_AP50", "test_pq_all", "test_rq_st"} <= set(columns)
     checkpoint = load_checkpoint(trained / "weights" / "last.pth")
     assert checkpoint.config["name"] == "detr_tiny_panoptic"
     assert LabelMap.from_dict(checkpoint.label_map) == SHAPES_PANOPTIC_LABEL_MAP
@@ -200,6 +202,7 @@ def test_results_have_masks_and_a_panoptic_map(certain, stored):
     big = torch.nn.functional.interpolate(full["pred_masks"][:, order], (64, 64), mode="bilinear")
     assert np.array_equal(found.masks, (big[0].sigmoid() > 0.5).numpy())
     assert found.plot().size == found.plot_panoptic().size
+    assert detector.attention(paths[0]).weights.shape == (6, 8, 8)
 
 
 def test_results_of_a_detector_have_none():

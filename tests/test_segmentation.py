@@ -185,3 +185,16 @@ def test_an_image_without_chosen_queries_leaves_a_gradient():
 def test_widths_that_group_norms_cannot_divide_are_refused():
     with pytest.raises(ValueError, match=r"hidden_dim is 64 with nheads 8.*72, 32, 16, 8, 4 chan"):
         build_model("detr_resnet50_panoptic", **{**OPTIONS, "hidden_dim": 64})
+
+
+@pytest.mark.parametrize(
+    "select", [None, lambda outputs: [torch.tensor([0, 2]), torch.tensor([1])]]
+)
+def test_16_bit_autocast_trains(select):
+    model = build_model("detr_resnet50_panoptic", **OPTIONS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model([image.float() for image in images()], select=select)
+    masks = outputs["pred_masks"] if select is None else torch.cat(outputs["selected_masks"])
+    masks.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.mask_head.parameters())
+    assert outputs["pred_logits"].dtype == torch.float32

@@ -142,7 +142,8 @@ class Detector:
         self.model.eval()
         image = _read(sources[0], None)
         batch = self._batch([image])
-        outputs = self.model(batch, return_attention=True)
+        options = {"select": _no_queries} if self.has_masks else {}
+        outputs = self.model(batch, return_attention=True, **options)
         ((detections, queries),) = self._detections(outputs, sources, [image], threshold)
         weights = outputs["attention"]["decoder"][-1, 0].mean(0).float()[queries]
         height, width = batch[0].shape[1:]
@@ -227,6 +228,10 @@ def _kept_queries(outputs, threshold: float, panoptic_threshold: float) -> list[
         own[segments] = True
         kept.append(own.nonzero().flatten())
     return kept
+
+
+def _no_queries(outputs) -> list[Tensor]:
+    return [logits.new_empty(0, dtype=torch.int64) for logits in outputs["pred_logits"]]
 
 
 def _places(selected: Tensor, queries: Tensor) -> Tensor:

@@ -422,7 +422,9 @@ def _test_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
 def _score(record: Mapping[str, Any]) -> float:
     """What the best weights are chosen by: PQ, or AP of masks, or AP of boxes."""
     if "test_PQ_all" in record:
-        return record["test_PQ_all"]["pq"]
+        # Null in a log where no class occurs.
+        quality = record["test_PQ_all"]["pq"]
+        return -math.inf if quality is None else quality
     return record.get("test_coco_eval_masks", record["test_coco_eval_bbox"])[0]
 
 
