@@ -155,7 +155,7 @@ def test_fused_convolution(onednn, relu, summand, monkeypatch):
 
 def test_what_cannot_be_made_fast_is_explained(monkeypatch):
     model = model_with_statistics("detr_tiny")
-    with pytest.raises(TypeError, match="made of a DETR; got a DETRDemo"):
+    with pytest.raises(ValueError, match="made of a DETR; got a DETRDemo"):
         Engine(build_model("detr_demo"))
     with pytest.raises(ValueError, match="precision is 'int8'; expected one of 'fp32'"):
         Engine(model, "int8")

@@ -188,7 +188,7 @@ def test_coco_by_path(shared_data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "voc"}, "data set kind is 'voc'; expected one of coco, shapes"),
+        ({"kind": "voc"}, "data set kind is 'voc'; expected one of coco, coco_panoptic, sh"),
         ({"kind": "coco"}, "needs coco_path"),
         ({"kind": "shapes", "coco_path": "x"}, "coco_path x is given"),
         ({"kind": "coco", "coco_path": "x", "length": 4}, "length=4 is for generated shapes"),

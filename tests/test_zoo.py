@@ -241,7 +241,19 @@ def test_unknown_option_suggests_and_lists():
 
 def test_official_weights_and_published_results():
     base = "https://dl.fbaipublicfiles.com/detr/"
-    assert {e.name: (e.url, e.ap) for e in catalogue.ZOO.values() if e.url} == {
+    with_masks = {e.name: e for e in catalogue.ZOO.values() if e.family == "segmentation" and e.url}
+    assert {e.name: (e.url, e.ap, e.segm_ap, e.pq) for e in with_masks.values()} == {
+        "detr_resnet50_panoptic": (base + "detr-r50-panoptic-00ce5173.pth", 38.8, 31.1, 43.4),
+        "detr_resnet50_dc5_panoptic": (
+            base + "detr-r50-dc5-panoptic-da08f1b1.pth",
+            40.2,
+            31.9,
+            44.6,
+        ),
+        "detr_resnet101_panoptic": (base + "detr-r101-panoptic-40021d53.pth", 40.1, 33.0, 45.1),
+    }
+    boxes = [e for e in catalogue.ZOO.values() if e.url and e.name not in with_masks]
+    assert {e.name: (e.url, e.ap) for e in boxes} == {
         "detr_resnet50": (base + "detr-r50-e632da11.pth", 42.0),
         "detr_resnet50_dc5": (base + "detr-r50-dc5-f0fb7ef5.pth", 43.3),
         "detr_resnet101": (base + "detr-r101-2c7b67e5.pth", 43.5),

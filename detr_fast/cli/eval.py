@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..data.kinds import KINDS
+
 _AUTOCAST = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -11,12 +13,18 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "eval",
         help="evaluate a model",
-        description="Prints COCO AP and AR, AP of every class and the averaged losses. Without a "
+        description="Prints COCO AP and AR, AP of every class and the averaged losses; of a model "
+        "with masks also AP of masks and, where the data have stuff, PQ, SQ and RQ. Without a "
         "data set it takes generated shapes and the model shipped with the package. Started by "
         "torchrun, the processes share the images.",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--coco_path", help="folder of a data set in COCO's layout")
+    data.add_argument("--dataset_file", choices=KINDS, help="kind of data set")
+    data.add_argument(
+        "--coco_panoptic_path",
+        help="folder of the panoptic annotations, where that is not --coco_path",
+    )
     data.add_argument("--split", default="val", help="part of the data set")
     data.add_argument("--max_images", type=int, metavar="N", help="only the first N images")
 
@@ -50,6 +58,17 @@ def add_parser(subparsers) -> None:
         choices=["fp32", "bf16", "fp16"],
         help="evaluate the engine in this precision instead of the model",
     )
+    run.add_argument(
+        "--panoptic_threshold",
+        type=float,
+        default=0.85,
+        help="score that a segment of a panoptic map has to exceed",
+    )
+    run.add_argument(
+        "--no_merge_stuff",
+        action="store_true",
+        help="keep one query of a class of stuff, as the original's code does, and merge none",
+    )
     run.add_argument("--output", metavar="FILE", help="write the figures to this JSON file too")
 
 
@@ -70,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; expected at least 1")
     shipped = "detr_tiny" if args.coco_path is None else "detr_resnet50"
+    if args.dataset_file in ("coco_panoptic", "shapes_panoptic"):
+        shipped += "_panoptic"
     source = args.weights or args.model or shipped
     device = open_device(args.device)
     try:
@@ -87,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
             CocoEvaluator(ground_truth, dataset.label_map),
             build_criterion(loaded.model, recipe).to(device),
             device,
+            mask_evaluator=_mask_evaluator(args, loaded, dataset),
             amp=autocast and getattr(torch, autocast),
             progress=distributed.is_main_process() and sys.stderr.isatty(),
         )
@@ -107,14 +129,22 @@ def _dataset(args: argparse.Namespace, loaded):
     """The data in the model's own classes and at the size of its images."""
     from ..data.build import build_dataset
     from ..data.transforms import val_transform
+    from ..models.segmentation import DETRSegmentation
 
     # A model without names of classes goes by the order of those of the data.
     known = loaded.label_map if loaded.has_class_names else None
     preprocess = loaded.preprocess
+    kind = args.dataset_file
+    if kind is None and args.coco_path is None and loaded.label_map.stuff:
+        kind = "shapes_panoptic"
+    elif kind is None and args.coco_panoptic_path is not None:
+        kind = "coco_panoptic"
     dataset = build_dataset(
-        None,
+        kind,
         args.split,
         coco_path=args.coco_path,
+        coco_panoptic_path=args.coco_panoptic_path,
+        masks=isinstance(loaded.model, DETRSegmentation),
         transform=val_transform(preprocess.short_side, preprocess.max_size),
         label_map=known,
         length=args.max_images if args.coco_path is None else None,
@@ -125,6 +155,20 @@ def _dataset(args: argparse.Namespace, loaded):
             f"{len(dataset.label_map)}: evaluate on the data that the model was trained for"
         )
     return dataset
+
+
+def _mask_evaluator(args: argparse.Namespace, loaded, dataset):
+    """What compares the masks of a model that has some, and None for others."""
+    from ..evaluation.masks import MaskEvaluator
+    from ..inference.panoptic import PostProcessPanoptic
+    from ..models.segmentation import DETRSegmentation
+
+    if not isinstance(loaded.model, DETRSegmentation):
+        return None
+    maps = PostProcessPanoptic(
+        dataset.label_map, args.panoptic_threshold, merge_stuff=not args.no_merge_stuff
+    )
+    return MaskEvaluator(dataset, maps)
 
 
 def _loader(args: argparse.Namespace, dataset):

@@ -3,7 +3,14 @@
 import argparse
 import dataclasses
 
-from ..training.recipe import AMP_MODES, NONFINITE_POLICIES, PRESETS, SCHEDULES
+from ..data.kinds import KINDS
+from ..training.recipe import (
+    AMP_MODES,
+    MASK_RESOLUTIONS,
+    NONFINITE_POLICIES,
+    PRESETS,
+    SCHEDULES,
+)
 
 # Options of the model itself; with `dropout` and `aux_loss` they are those of `build_model`.
 _MODEL_OPTIONS = {
@@ -38,6 +45,8 @@ _RECIPE_OPTIONS = {
     "set_cost_giou": (float, "matching cost of the generalised IoU"),
     "bbox_loss_coef": (float, "weight of the L1 loss"),
     "giou_loss_coef": (float, "weight of the generalised IoU loss"),
+    "mask_loss_coef": (float, "weight of the focal loss of masks"),
+    "dice_loss_coef": (float, "weight of the dice loss of masks"),
     "eos_coef": (float, "weight of the no-object class"),
     "aux_repeats": (int, "queries of an auxiliary layer that learn each target"),
     "short_side": (int, "short side of the images in pixels; random sizes scale with it"),
@@ -48,6 +57,7 @@ _RECIPE_OPTIONS = {
 _RECIPE_CHOICES = {
     "schedule": (SCHEDULES, "schedule of the learning rates"),
     "amp": (AMP_MODES, "autocast of the model"),
+    "mask_resolution": (MASK_RESOLUTIONS, "where masks are compared with their targets"),
     "nonfinite": (NONFINITE_POLICIES, "what to do with a step that is NaN or infinite"),
 }
 
@@ -67,7 +77,11 @@ def add_parser(subparsers) -> None:
     )
     data = parser.add_argument_group("data")
     data.add_argument("--coco_path", help="folder of a data set in COCO's layout")
-    data.add_argument("--dataset_file", choices=["coco", "shapes"], help="kind of data set")
+    data.add_argument("--dataset_file", choices=KINDS, help="kind of data set")
+    data.add_argument(
+        "--coco_panoptic_path",
+        help="folder of the panoptic annotations, where that is not --coco_path",
+    )
     data.add_argument(
         "--overfit", type=int, metavar="N", help="learn N images by heart, to test data and model"
     )
@@ -75,6 +89,10 @@ def add_parser(subparsers) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--preset", choices=list(PRESETS), help="recipe to start from")
     run.add_argument("--weights", help="path, URL or zoo name of weights to start from, or none")
+    run.add_argument(
+        "--frozen_weights",
+        help="weights of a detector that stays as it is, while a mask head is trained on it",
+    )
     run.add_argument("--resume", help="checkpoint to go on from: a run's weights/last.pth")
     run.add_argument("--start_epoch", type=int, help="index of the first epoch")
     run.add_argument("--eval", action="store_true", help="evaluate only, and print the figures")
@@ -93,6 +111,9 @@ def add_parser(subparsers) -> None:
         recipe.add_argument(f"--{name}", type=kind, help=text)
     for name, (choices, text) in _RECIPE_CHOICES.items():
         recipe.add_argument(f"--{name}", choices=choices, help=text)
+    recipe.add_argument(
+        "--masks", action="store_true", help="train a mask head too, on data that have masks"
+    )
     recipe.add_argument(
         "--no_aux_loss",
         dest="aux_loss",
@@ -141,7 +162,8 @@ def _request(given: dict):
     from ..training.assembly import TrainingRequest
 
     options = {k: given[k] for k in (*_MODEL_OPTIONS, *_MODEL_SWITCHES) if k in given}
-    fields = (*_RECIPE_OPTIONS, *_RECIPE_CHOICES, "aux_loss", "augment", "pretrained_backbone")
+    switches = ("aux_loss", "augment", "pretrained_backbone", "masks")
+    fields = (*_RECIPE_OPTIONS, *_RECIPE_CHOICES, *switches)
     changes = {k: given[k] for k in fields if k in given}
     if options:
         changes["model_options"] = options

@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from .batching import collate
 from .coco import build_coco
+from .kinds import KINDS
 from .label_map import LabelMap
+from .panoptic import build_coco_panoptic
 from .sampling import EpochSampler, SeededSamples
-from .shapes import SHAPES_LABEL_MAP, ShapesDataset
+from .shapes import ShapesDataset
 from .transforms import train_transform, val_transform
 
-KINDS = ("coco", "shapes")
 SHAPES_LENGTHS = {"train": 1000, "val": 200}
 
 
@@ -30,11 +31,14 @@ def build_dataset(
     on_error: str = "fail",
     length: int | None = None,
     seed: int = 0,
+    masks: bool = False,
+    coco_panoptic_path: str | Path | None = None,
 ) -> Dataset:
-    """A detection data set with the transform that goes with it.
+    """A detection or panoptic data set with the transform that goes with it.
 
     Args:
-        kind: "coco", "shapes", or None: COCO where a `coco_path` is given, otherwise shapes.
+        kind: "coco", "coco_panoptic", "shapes", "shapes_panoptic", or None: COCO where a
+            `coco_path` is given, otherwise shapes. The panoptic ones have stuff, and masks always.
         split: "train" or "val"; for COCO any split that `coco.build_coco` finds.
         coco_path: folder in COCO's layout.
         augment: random flips, sizes and crops; by default for the training split only. Shapes
@@ -44,6 +48,8 @@ def build_dataset(
         on_error: "fail" or "skip" unreadable images; see `coco.CocoDetection`.
         length: number of generated images; by default 1000 for training and 200 for validation.
         seed: of the generated images; validation uses the series after that of training.
+        masks: whether targets have masks.
+        coco_panoptic_path: see `panoptic.build_coco_panoptic`.
 
     Raises:
         FileNotFoundError: the COCO files are not there.
@@ -54,25 +60,36 @@ def build_dataset(
     if kind not in KINDS:
         raise ValueError(f"data set kind is {kind!r}; expected one of {', '.join(KINDS)}.")
     augment = split == "train" if augment is None else augment
-    if kind == "coco":
+    if coco_panoptic_path is not None and kind != "coco_panoptic":
+        raise ValueError(
+            f"coco_panoptic_path {coco_panoptic_path} is given, but the data set kind is {kind!r}; "
+            "it is for 'coco_panoptic'."
+        )
+    if kind in ("coco", "coco_panoptic"):
         if coco_path is None:
-            raise ValueError("data set kind 'coco' needs coco_path, the folder of the data.")
+            raise ValueError(f"data set kind {kind!r} needs coco_path, the folder of the data.")
         if length is not None:
             raise ValueError(f"length={length} is for generated shapes; COCO has its own.")
         transform = transform or (train_transform() if augment else val_transform())
-        return build_coco(coco_path, split, transform, label_map, on_error)
+        if kind == "coco":
+            return build_coco(coco_path, split, transform, label_map, on_error, masks)
+        if on_error != "fail":
+            raise ValueError(f"on_error is {on_error!r}; data set kind 'coco_panoptic' has 'fail'.")
+        return build_coco_panoptic(coco_path, split, transform, label_map, coco_panoptic_path)
     if coco_path is not None:
-        raise ValueError(f"coco_path {coco_path} is given, but data set kind 'shapes' has none.")
+        raise ValueError(f"coco_path {coco_path} is given, but data set kind {kind!r} has none.")
     if split not in SHAPES_LENGTHS:
         raise ValueError(f"shapes have the splits train and val; got {split!r}.")
-    if label_map is not None and label_map != SHAPES_LABEL_MAP:
-        raise ValueError(
-            f"the label map given has {len(label_map)} classes ({', '.join(label_map.names[:3])}"
-            f", ...), shapes have {len(SHAPES_LABEL_MAP)} of their own; give a coco_path."
-        )
     length = SHAPES_LENGTHS[split] if length is None else length
     transform = transform or (train_transform(scales=None) if augment else val_transform(None))
-    return ShapesDataset(length, seed + (split == "val"), transform)
+    stuff = kind == "shapes_panoptic"
+    dataset = ShapesDataset(length, seed + (split == "val"), transform, masks=masks, stuff=stuff)
+    if label_map is not None and label_map != dataset.label_map:
+        raise ValueError(
+            f"the label map given has {len(label_map)} classes ({', '.join(label_map.names[:3])}"
+            f", ...), {kind} have {len(dataset.label_map)} of their own; give a coco_path."
+        )
+    return dataset
 
 
 def build_loader(

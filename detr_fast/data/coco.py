@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from .images import ImageError, read_image
+from .instance_masks import PackedSegmentations
 from .label_map import COCO_LABEL_MAP, LabelMap
 
 ON_ERROR = ("fail", "skip")
@@ -23,8 +24,8 @@ class CocoDetection(Dataset):
 
     Annotations are treated as DETR does for training: crowds are left out, boxes are clipped to
     the image, and boxes that have no width or height then are left out (`checks.check_dataset`
-    counts them). A missing `area` or `iscrowd` is computed; `info`, `licenses` and `segmentation`
-    are never needed.
+    counts them). A missing `area` or `iscrowd` is computed; `info` and `licenses` are never needed,
+    `segmentation` only for masks.
 
     Args:
         image_folder: where the JSON's `file_name`s are.
@@ -35,10 +36,13 @@ class CocoDetection(Dataset):
         on_error: what to do with an image that is missing or damaged: "fail" raises, naming file
             and image id; "skip" warns once and gives the next readable image in its place (which
             then occurs twice in an epoch; results are told apart by `image_id`).
+        masks: whether targets have `masks`, a tv_tensors mask uint8 (n, H, W) in the order of the
+            boxes.
 
     Raises:
         FileNotFoundError: the folder or the file is not there.
-        ValueError: the JSON is malformed, or uses a category that the label map does not have.
+        ValueError: the JSON is malformed, or uses a category that the label map does not have, or
+            an object has no mask where masks are asked for.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class CocoDetection(Dataset):
         transform: Callable[[Any, dict], tuple[Any, dict]] | None = None,
         label_map: LabelMap | None = None,
         on_error: str = "fail",
+        masks: bool = False,
     ):
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error is {on_error!r}; expected one of {', '.join(ON_ERROR)}.")
@@ -57,6 +62,7 @@ class CocoDetection(Dataset):
             raise FileNotFoundError(f"image folder {self.image_folder} is not there.")
         self.transform = transform
         self.on_error = on_error
+        self.masks = masks
         content = read_coco_json(self.annotation_file)
         self.label_map = label_map or default_label_map(content["categories"])
         self._warned: set[int] = set()
@@ -82,10 +88,11 @@ class CocoDetection(Dataset):
             return self.transform(image, target)
         return image, target
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, masks: bool = False) -> dict[str, Any]:
         """The annotation file as a dict, with `area` and `iscrowd` filled in where they lack.
 
-        Read anew at every call, so that the data set itself stays small in every worker.
+        With or without `masks` it has the `segmentation`s that the file has. Read anew at every
+        call, so that the data set itself stays small in every worker.
         """
         return complete_annotations(read_coco_json(self.annotation_file))
 
@@ -112,7 +119,7 @@ class CocoDetection(Dataset):
         boxes[:, 1::2].clamp_(0, height)
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
         boxes = tv_tensors.BoundingBoxes(boxes[keep], format="XYXY", canvas_size=(height, width))
-        return {
+        target = {
             "boxes": boxes,
             "labels": torch.from_numpy(self._labels[first:last].copy())[keep],
             "image_id": torch.tensor([self._images[index].id]),
@@ -121,6 +128,10 @@ class CocoDetection(Dataset):
             "orig_size": torch.tensor([height, width]),
             "size": torch.tensor([height, width]),
         }
+        if self.masks:
+            rows = (first + keep.nonzero().flatten()).tolist()
+            target["masks"] = self._segmentations.masks(rows, height, width)
+        return target
 
     def _pack_annotations(self, content: dict) -> None:
         names = {category["id"]: category.get("name") for category in content["categories"]}
@@ -136,14 +147,18 @@ class CocoDetection(Dataset):
             box = finite_box(annotation)
             if box is not None:
                 label = self.label_map.index(category_id)
-                by_image[image_id].append((box, label, annotation_area(annotation)))
+                by_image[image_id].append((box, label, annotation_area(annotation), annotation))
         # A repeated image id is an error of the check; here its annotations go to the first.
         rows = [by_image.pop(entry.id, []) for entry in self._images]
         self._offsets = np.cumsum([0] + [len(row) for row in rows])
         flat = [item for row in rows for item in row]
-        self._boxes = np.array([box for box, _, _ in flat], dtype=np.float32).reshape(-1, 4)
-        self._labels = np.array([label for _, label, _ in flat], dtype=np.int64)
-        self._areas = np.array([area for _, _, area in flat], dtype=np.float32)
+        self._boxes = np.array([box for box, *_ in flat], dtype=np.float32).reshape(-1, 4)
+        self._labels = np.array([label for _, label, *_ in flat], dtype=np.int64)
+        self._areas = np.array([area for _, _, area, _ in flat], dtype=np.float32)
+        if self.masks:
+            self._segmentations = PackedSegmentations(
+                [annotation for *_, annotation in flat], str(self.annotation_file)
+            )
 
     def _raise_unknown(self, annotation: dict, names: dict, file_name: str) -> None:
         category_id = annotation["category_id"]
@@ -162,6 +177,7 @@ def build_coco(
     transform: Callable[[Any, dict], tuple[Any, dict]] | None = None,
     label_map: LabelMap | None = None,
     on_error: str = "fail",
+    masks: bool = False,
 ) -> CocoDetection:
     """The data set of one split in COCO's official layout.
 
@@ -175,22 +191,22 @@ def build_coco(
         label_map: see `CocoDetection`. By default every split takes that of the training
             categories, where there are some: a class absent from a split changes no index.
         on_error: see `CocoDetection`.
+        masks: see `CocoDetection`.
 
     Raises:
         FileNotFoundError: what was looked for, and what is there.
         ValueError: see `CocoDetection`.
     """
     root = Path(coco_path)
-    images = _first_present(root, [f"{split}2017", split], Path.is_dir, "a folder of images")
-    annotations = _first_present(root, _annotation_names(split), Path.is_file, "annotations")
-    dataset = CocoDetection(images, annotations, transform, label_map, on_error)
+    images = first_present(root, [f"{split}2017", split], Path.is_dir, "a folder of images")
+    annotations = first_present(root, _annotation_names(split), Path.is_file, "annotations")
+    dataset = CocoDetection(images, annotations, transform, label_map, on_error, masks)
     if label_map is None and dataset.label_map != COCO_LABEL_MAP and split != "train":
         train = [root / name for name in _annotation_names("train") if (root / name).is_file()]
         if train:
             categories = read_coco_json(train[0])["categories"]
-            dataset = CocoDetection(
-                images, annotations, transform, default_label_map(categories), on_error
-            )
+            label_map = default_label_map(categories)
+            dataset = CocoDetection(images, annotations, transform, label_map, on_error, masks)
     return dataset
 
 
@@ -290,7 +306,12 @@ def _annotation_names(split: str) -> list[str]:
     return [f"annotations/instances_{split}2017.json", f"annotations/instances_{split}.json"]
 
 
-def _first_present(root: Path, names: list[str], present: Callable, what: str) -> Path:
+def first_present(root: Path, names: list[str], present: Callable, what: str) -> Path:
+    """The first of some paths below a folder that is there.
+
+    Raises:
+        FileNotFoundError: none is; says what was looked for, and what is there.
+    """
     for name in names:
         if present(root / name):
             return root / name

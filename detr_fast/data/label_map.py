@@ -19,13 +19,17 @@ class LabelMap:
     Args:
         ids: category id of every index, unique.
         names: category name of every index.
+        stuff: ids of the categories that are stuff (sky, grass), which has no instances; the
+            others are things. Empty for detection.
 
     Raises:
-        ValueError: lengths differ, an id is repeated or not an integer, or there is no category.
+        ValueError: lengths differ, an id is repeated or not an integer, an id of stuff is none of
+            the categories', or there is no category.
     """
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
+    stuff: frozenset[int] = frozenset()
     _index: dict[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -43,8 +47,13 @@ class LabelMap:
                     f"('{names[index[category_id]]}' and '{name}'); ids must be unique."
                 )
             index[category_id] = i
+        stuff = frozenset(_checked_id(category_id) for category_id in self.stuff)
+        unknown = sorted(i for i in stuff if i not in index or names[index[i]] == GAP)
+        if unknown:
+            raise ValueError(f"category_id {unknown[0]} is stuff, but no category has that id.")
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "names", names)
+        object.__setattr__(self, "stuff", stuff)
         object.__setattr__(self, "_index", index)
 
     @classmethod
@@ -52,21 +61,26 @@ class LabelMap:
         """One index per category, in ascending order of id.
 
         Args:
-            categories: COCO-format entries with `id` and `name` (the id where it is absent).
+            categories: COCO-format entries with `id` and `name` (the id where it is absent), and
+                `isthing` 0 for stuff.
         """
+        categories = list(categories)
         entries = _entries(categories)
-        return cls(tuple(i for i, _ in entries), tuple(name for _, name in entries))
+        return cls(
+            tuple(i for i, _ in entries), tuple(name for _, name in entries), _stuff(categories)
+        )
 
     @classmethod
     def identity(cls, categories: Iterable[Mapping]) -> "LabelMap":
         """Index equal to category id, from 0 to the largest: the layout of the original weights.
 
         Args:
-            categories: COCO-format entries with `id` >= 0 and `name`; ids may have gaps.
+            categories: as `contiguous`, with `id` >= 0; ids may have gaps.
 
         Raises:
             ValueError: an id is negative, or so large that the classifier would be mostly gaps.
         """
+        categories = list(categories)
         entries = _entries(categories)
         if not entries:
             raise ValueError("a label map needs at least one category; got none.")
@@ -80,16 +94,19 @@ class LabelMap:
         taken = {i for i, _ in entries}
         gaps = [(i, GAP) for i in range(largest + 1) if i not in taken]
         entries = sorted(entries + gaps, key=lambda entry: entry[0])
-        return cls(tuple(i for i, _ in entries), tuple(name for _, name in entries))
+        return cls(
+            tuple(i for i, _ in entries), tuple(name for _, name in entries), _stuff(categories)
+        )
 
     @classmethod
     def from_dict(cls, state: Mapping) -> "LabelMap":
         """Inverse of `to_dict`."""
-        return cls(tuple(state["ids"]), tuple(state["names"]))
+        return cls(tuple(state["ids"]), tuple(state["names"]), frozenset(state.get("stuff", ())))
 
     def to_dict(self) -> dict:
         """Plain lists of int and str: safe in JSON, YAML and weights-only checkpoints."""
-        return {"ids": list(self.ids), "names": list(self.names)}
+        state = {"ids": list(self.ids), "names": list(self.names)}
+        return {**state, "stuff": sorted(self.stuff)} if self.stuff else state
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,11 +149,27 @@ class LabelMap:
         """
         return self.names[self._checked_index(index)]
 
+    def is_thing(self, index: int) -> bool:
+        """Whether a class has instances, and is not stuff.
+
+        Raises:
+            ValueError: the index is not in [0, len(self)).
+        """
+        return self.category_id(index) not in self.stuff
+
     @cached_property
     def categories(self) -> tuple[dict, ...]:
-        """COCO-format entries `{"id", "name"}` of the categories, gaps left out."""
+        """COCO-format entries `{"id", "name"}` of the categories, gaps left out.
+
+        Where there is stuff they have `isthing` too, 1 or 0.
+        """
         pairs = zip(self.ids, self.names, strict=True)
-        return tuple({"id": i, "name": name} for i, name in pairs if name != GAP)
+        entries = [{"id": i, "name": name} for i, name in pairs if name != GAP]
+        if self.stuff:
+            entries = [
+                {**entry, "isthing": int(entry["id"] not in self.stuff)} for entry in entries
+            ]
+        return tuple(entries)
 
     def _checked_index(self, index: int) -> int:
         if not 0 <= index < len(self.ids):
@@ -158,6 +191,10 @@ def _checked_id(category_id) -> int:
     except (TypeError, ValueError):
         raise ValueError(f"category_id must be an integer; got {category_id!r}.") from None
     return int(category_id)
+
+
+def _stuff(categories: Iterable[Mapping]) -> frozenset[int]:
+    return frozenset(c["id"] for c in categories if not c.get("isthing", 1))
 
 
 def _entries(categories: Iterable[Mapping]) -> list[tuple[int, str]]:
@@ -255,3 +292,74 @@ _COCO_NAMES = {
 }
 
 COCO_LABEL_MAP = LabelMap.identity({"id": i, "name": name} for i, name in _COCO_NAMES.items())
+
+# The stuff of COCO's panoptic annotations since 2017 (https://cocodataset.org).
+_COCO_STUFF_NAMES = {
+    92: "banner",
+    93: "blanket",
+    95: "bridge",
+    100: "cardboard",
+    107: "counter",
+    109: "curtain",
+    112: "door-stuff",
+    118: "floor-wood",
+    119: "flower",
+    122: "fruit",
+    125: "gravel",
+    128: "house",
+    130: "light",
+    133: "mirror-stuff",
+    138: "net",
+    141: "pillow",
+    144: "platform",
+    145: "playingfield",
+    147: "railroad",
+    148: "river",
+    149: "road",
+    151: "roof",
+    154: "sand",
+    155: "sea",
+    156: "shelf",
+    159: "snow",
+    161: "stairs",
+    166: "tent",
+    168: "towel",
+    171: "wall-brick",
+    175: "wall-stone",
+    176: "wall-tile",
+    177: "wall-wood",
+    178: "water-other",
+    180: "window-blind",
+    181: "window-other",
+    184: "tree-merged",
+    185: "fence-merged",
+    186: "ceiling-merged",
+    187: "sky-other-merged",
+    188: "cabinet-merged",
+    189: "table-merged",
+    190: "floor-other-merged",
+    191: "pavement-merged",
+    192: "mountain-merged",
+    193: "grass-merged",
+    194: "dirt-merged",
+    195: "paper-merged",
+    196: "food-other-merged",
+    197: "building-other-merged",
+    198: "rock-merged",
+    199: "wall-other-merged",
+    200: "rug-merged",
+}
+# Ids that the original's panoptic models have classes for; COCO uses those up to 200.
+_PANOPTIC_CLASSES = 250
+
+
+def _coco_panoptic() -> LabelMap:
+    names = {**_COCO_NAMES, **_COCO_STUFF_NAMES}
+    return LabelMap(
+        tuple(range(_PANOPTIC_CLASSES)),
+        tuple(names.get(i, GAP) for i in range(_PANOPTIC_CLASSES)),
+        frozenset(_COCO_STUFF_NAMES),
+    )
+
+
+COCO_PANOPTIC_LABEL_MAP = _coco_panoptic()

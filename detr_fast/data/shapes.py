@@ -1,109 +1,43 @@
-"""Generated detection data: coloured shapes on textured backgrounds, in COCO's format.
+"""Generated detection and panoptic data: coloured shapes on textured backgrounds, in COCO's format.
 
-Every scene is a pure function of `(seed, index)`: nothing is downloaded, nothing is written unless
-`write_shapes` is asked to. The annotated box is that of an object's visible pixels, as a COCO
-annotator would draw it, and no object is hidden by more than half.
+Nothing is downloaded, and nothing is written unless `write_shapes` is asked to. The annotated box
+is that of an object's visible pixels, as a COCO annotator would draw it.
 """
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .label_map import LabelMap
-
-SHAPES_LABEL_MAP = LabelMap(
-    ids=(1, 2, 3, 4, 5, 6), names=("circle", "square", "triangle", "star", "cross", "ring")
+from .instance_masks import encode_mask
+from .panoptic_png import LARGEST_ID, write_panoptic_png
+from .shapes_scene import (
+    OBJECTS,
+    SHAPES_LABEL_MAP,
+    SHAPES_PANOPTIC_LABEL_MAP,
+    SIDE,
+    Scene,
+    render_scene,
 )
-
-# Edges are smoothed by drawing at twice the size and averaging.
-_SUPERSAMPLING = 2
-_MIN_VISIBLE = 0.5
-_PLACEMENT_ATTEMPTS = 20
-# Small enough for a CPU to learn from: 8 x 8 tokens at a stride of 8. Of one size, so that a small
-# model need not also learn what padding does to its features.
-_SIDE = (64, 64)
-_OBJECTS = (1, 3)
-
-
-class SceneObject(NamedTuple):
-    """One object of a scene.
-
-    Attributes:
-        label: Index into `SHAPES_LABEL_MAP`.
-        mask: Visible pixels, bool (H, W).
-    """
-
-    label: int
-    mask: np.ndarray
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Tight box of the visible pixels: x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
-        return _bounds(self.mask)
-
-
-class Scene(NamedTuple):
-    """A rendered picture, uint8 (H, W, 3), and its objects from back to front."""
-
-    image: np.ndarray
-    objects: list[SceneObject]
-
-
-def render_scene(
-    seed: int,
-    index: int,
-    side: tuple[int, int] = _SIDE,
-    objects: tuple[int, int] = _OBJECTS,
-) -> Scene:
-    """Renders scene `index` of the series `seed`.
-
-    Args:
-        seed: Series; two series share no scene.
-        index: Scene within the series.
-        side: Smallest and largest side in pixels, inclusive; height and width are drawn apart.
-        objects: Smallest and largest number of objects, inclusive. Fewer are placed where one more
-            would hide another by more than half.
-
-    Returns:
-        The scene; the same for the same arguments on every machine with the same Pillow.
-    """
-    rng = np.random.default_rng((seed, index))
-    height, width = (int(value) for value in rng.integers(side[0], side[1], 2, endpoint=True))
-    image = _background(rng, height, width)
-    labels: list[int] = []
-    areas: list[int] = []
-    visible: list[np.ndarray] = []
-    for _ in range(int(rng.integers(objects[0], objects[1], endpoint=True))):
-        placed = _place(rng, height, width, areas, visible)
-        if placed is None:
-            continue
-        label, coverage = placed
-        solid = coverage > 127
-        visible = [mask & ~solid for mask in visible] + [solid]
-        labels.append(label)
-        areas.append(int(solid.sum()))
-        _paint(rng, image, coverage)
-    return Scene(
-        np.clip(np.rint(image), 0, 255).astype(np.uint8),
-        [SceneObject(label, mask) for label, mask in zip(labels, visible, strict=True)],
-    )
 
 
 class _Sample(NamedTuple):
-    """What a scene leaves behind for training; its masks would be most of its memory."""
+    """What a scene leaves behind for training; its masks would be most of its memory.
+
+    `ids` are uint8 (H, W): 0 where there is nothing, i + 1 where segment i is visible.
+    """
 
     image: torch.Tensor
     boxes: torch.Tensor
     labels: torch.Tensor
     areas: torch.Tensor
+    ids: np.ndarray
 
 
 class ShapesDataset(Dataset):
@@ -116,20 +50,23 @@ class ShapesDataset(Dataset):
             and a target whose boxes are tv_tensors in pixel xyxy; see `data.transforms`.
         side: Smallest and largest image side in pixels.
         objects: Smallest and largest number of objects an image.
+        masks: Whether targets have `masks`, uint8 (n, H, W) of the visible pixels.
+        stuff: Whether the background has patterns that are segments too, with masks and classes
+            of `SHAPES_PANOPTIC_LABEL_MAP`.
 
     Raises:
         ValueError: A negative length, or an empty range of sides or numbers of objects.
     """
-
-    label_map = SHAPES_LABEL_MAP
 
     def __init__(
         self,
         length: int,
         seed: int = 0,
         transform: Callable[[Any, dict], tuple[Any, dict]] | None = None,
-        side: tuple[int, int] = _SIDE,
-        objects: tuple[int, int] = _OBJECTS,
+        side: tuple[int, int] = SIDE,
+        objects: tuple[int, int] = OBJECTS,
+        masks: bool = False,
+        stuff: bool = False,
     ) -> None:
         if length < 0:
             raise ValueError(f"length of a shapes data set is {length}; expected 0 or more")
@@ -142,6 +79,9 @@ class ShapesDataset(Dataset):
         self.transform = transform
         self.side = side
         self.objects = objects
+        self.masks = masks or stuff
+        self.stuff = stuff
+        self.label_map = SHAPES_PANOPTIC_LABEL_MAP if stuff else SHAPES_LABEL_MAP
         self._samples: dict[int, _Sample] = {}
 
     def __len__(self) -> int:
@@ -155,7 +95,7 @@ class ShapesDataset(Dataset):
         """
         if not 0 <= index < self.length:
             raise IndexError(f"shapes image {index} of a set of {self.length}")
-        return render_scene(self.seed, index, self.side, self.objects)
+        return render_scene(self.seed, index, self.side, self.objects, self.stuff)
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
         sample = self._sample(index)
@@ -171,6 +111,9 @@ class ShapesDataset(Dataset):
             "orig_size": torch.tensor([height, width]),
             "size": torch.tensor([height, width]),
         }
+        if self.masks:
+            numbers = np.arange(1, len(sample.labels) + 1)[:, None, None]
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(sample.ids == numbers).byte())
         image = tv_tensors.Image(sample.image.clone())
         if self.transform is not None:
             return self.transform(image, target)
@@ -178,29 +121,35 @@ class ShapesDataset(Dataset):
 
     def _sample(self, index: int) -> _Sample:
         if index not in self._samples:
-            image, objects = self.scene(index)
+            image, objects, stuff = self.scene(index)
+            objects = [*objects, *stuff]
             boxes = torch.tensor([o.box for o in objects], dtype=torch.float32)
+            ids = np.zeros(image.shape[:2], dtype=np.uint8)
+            for number, segment in enumerate(objects, start=1):
+                ids[segment.mask] = number
             self._samples[index] = _Sample(
                 torch.from_numpy(image).permute(2, 0, 1).contiguous(),
                 boxes.reshape(len(objects), 4),
                 torch.tensor([o.label for o in objects], dtype=torch.int64),
                 torch.tensor([float(o.mask.sum()) for o in objects]),
+                ids,
             )
         return self._samples[index]
 
-    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
-        """The whole set's annotations as a COCO detection JSON dict."""
-        images: list[dict[str, Any]] = []
+    def ground_truth(self, masks: bool = False) -> dict[str, list[dict[str, Any]]]:
+        """The whole set's objects as a COCO detection JSON dict, with `masks` as run lengths."""
         annotations: list[dict[str, Any]] = []
         for index in range(self.length):
             sample = self._sample(index)
-            height, width = sample.image.shape[-2:]
-            images.append(
-                {"id": index, "file_name": _file_name(index), "height": height, "width": width}
-            )
-            for (x0, y0, x1, y1), label, area in zip(
-                sample.boxes.tolist(), sample.labels.tolist(), sample.areas.tolist(), strict=True
+            for number, ((x0, y0, x1, y1), label, area) in enumerate(
+                zip(
+                    *(sample.boxes.tolist(), sample.labels.tolist(), sample.areas.tolist()),
+                    strict=True,
+                ),
+                start=1,
             ):
+                if not self.label_map.is_thing(label):
+                    continue
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
@@ -209,13 +158,49 @@ class ShapesDataset(Dataset):
                         "bbox": [x0, y0, x1 - x0, y1 - y0],
                         "area": area,
                         "iscrowd": 0,
+                        **({"segmentation": encode_mask(sample.ids == number)} if masks else {}),
                     }
                 )
-        categories = [
-            {"id": category_id, "name": name}
-            for category_id, name in zip(self.label_map.ids, self.label_map.names, strict=True)
+        categories = list(SHAPES_LABEL_MAP.categories)
+        return {"images": self._images(), "annotations": annotations, "categories": categories}
+
+    def panoptic_ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """The whole set's segments as a COCO panoptic JSON dict."""
+        annotations = []
+        for index in range(self.length):
+            sample = self._sample(index)
+            segments = [
+                {
+                    "id": int(_segment_ids(number)),
+                    "category_id": self.label_map.category_id(label),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": int(area),
+                    "iscrowd": 0,
+                }
+                for number, ((x0, y0, x1, y1), label, area) in enumerate(
+                    zip(
+                        *(sample.boxes.tolist(), sample.labels.tolist(), sample.areas.tolist()),
+                        strict=True,
+                    ),
+                    start=1,
+                )
+            ]
+            annotations.append(
+                {"image_id": index, "file_name": _file_name(index), "segments_info": segments}
+            )
+        categories = list(self.label_map.categories)
+        return {"images": self._images(), "annotations": annotations, "categories": categories}
+
+    def read_ids(self, image_id: int) -> np.ndarray:
+        """Segment ids int32 (H, W) of an image, as in `panoptic_ground_truth`."""
+        return _segment_ids(self._sample(image_id).ids)
+
+    def _images(self) -> list[dict[str, Any]]:
+        sizes = [tuple(self._sample(index).image.shape[-2:]) for index in range(self.length)]
+        return [
+            {"id": index, "file_name": _file_name(index), "height": height, "width": width}
+            for index, (height, width) in enumerate(sizes)
         ]
-        return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def write_shapes(
@@ -223,12 +208,15 @@ def write_shapes(
 ) -> Path:
     """Writes training and validation shapes to disk in COCO's layout.
 
+    With `stuff` the panoptic annotations are written too, and with `masks` those of instances have
+    run lengths.
+
     Args:
         root: Folder to write `train2017/`, `val2017/` and `annotations/` into; made if missing.
         train: Number of training images, series `seed`.
         val: Number of validation images, series `seed + 1`.
         seed: Series of the training images.
-        **scene_options: `side` and `objects` of `ShapesDataset`.
+        **scene_options: `side`, `objects`, `masks` and `stuff` of `ShapesDataset`.
 
     Returns:
         `root` as a path, to be passed on as `coco_path`.
@@ -242,106 +230,21 @@ def write_shapes(
         for index in range(length):
             Image.fromarray(dataset.scene(index).image).save(folder / _file_name(index))
         path = root / "annotations" / f"instances_{split}2017.json"
-        path.write_text(json.dumps(dataset.ground_truth()))
+        path.write_text(json.dumps(dataset.ground_truth(masks=dataset.masks)))
+        if dataset.stuff:
+            folder = root / f"panoptic_{split}2017"
+            folder.mkdir(exist_ok=True)
+            for index in range(length):
+                write_panoptic_png(folder / _file_name(index), dataset.read_ids(index))
+            path = root / "annotations" / f"panoptic_{split}2017.json"
+            path.write_text(json.dumps(dataset.panoptic_ground_truth()))
     return root
+
+
+def _segment_ids(numbers):
+    """Ids whose colours differ in every channel, as COCO's do: no mean of two is a third."""
+    return np.asarray(numbers, dtype=np.int32) * 2_046_551 & LARGEST_ID
 
 
 def _file_name(index: int) -> str:
     return f"{index:012d}.png"
-
-
-def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Muted colour clouds under fine grain, float32 (height, width, 3)."""
-    cells = rng.uniform(-45, 45, (int(rng.integers(2, 9)), int(rng.integers(2, 9)), 3))
-    clouds = np.clip(rng.uniform(70, 185, 3) + cells, 0, 255).astype(np.uint8)
-    smooth = Image.fromarray(clouds).resize((width, height), Image.Resampling.BICUBIC)
-    deviation = np.float32(rng.uniform(2, 10))
-    grain = rng.standard_normal((height, width, 1), dtype=np.float32) * deviation
-    return np.asarray(smooth, dtype=np.float32) + grain
-
-
-def _place(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    areas: list[int],
-    visible: list[np.ndarray],
-) -> tuple[int, np.ndarray] | None:
-    """A label and a coverage map, uint8 (height, width), hiding no earlier object too much."""
-    for _ in range(_PLACEMENT_ATTEMPTS):
-        label = int(rng.integers(len(SHAPES_LABEL_MAP.names)))
-        radius = rng.uniform(0.2, 0.36) * min(height, width)
-        centre = rng.uniform((radius, radius), (width - radius, height - radius))
-        coverage = _rasterise(rng, label, radius, centre, height, width)
-        solid = coverage > 127
-        if all(
-            np.count_nonzero(seen & ~solid) >= _MIN_VISIBLE * area
-            for area, seen in zip(areas, visible, strict=True)
-        ):
-            return label, coverage
-    return None
-
-
-def _rasterise(
-    rng: np.random.Generator,
-    label: int,
-    radius: float,
-    centre: np.ndarray,
-    height: int,
-    width: int,
-) -> np.ndarray:
-    scale = _SUPERSAMPLING
-    angle = rng.uniform(0, 2 * math.pi)
-    stretch = np.array([1.0, rng.uniform(0.75, 1.0)])
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    canvas = Image.new("L", (width * scale, height * scale))
-    draw = ImageDraw.Draw(canvas)
-    for fill, outline in _outlines(SHAPES_LABEL_MAP.names[label]):
-        points = ((outline * stretch) @ turn.T * radius + centre) * scale
-        draw.polygon([tuple(point) for point in points.tolist()], fill=fill)
-    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))
-
-
-def _outlines(name: str) -> list[tuple[int, np.ndarray]]:
-    """Polygons of a shape in the unit circle, each with its fill: 255 adds, 0 cuts out."""
-    if name == "circle":
-        return [(255, _regular(40))]
-    if name == "ring":
-        return [(255, _regular(40)), (0, 0.55 * _regular(40))]
-    if name == "square":
-        return [(255, _regular(4))]
-    if name == "triangle":
-        return [(255, _regular(3))]
-    if name == "star":
-        points = _regular(10)
-        points[1::2] *= 0.42
-        return [(255, points)]
-    if name == "cross":
-        arm, end = 0.3, 0.95
-        bar = np.array([(-end, -arm), (end, -arm), (end, arm), (-end, arm)])
-        return [(255, bar), (255, bar[:, ::-1])]
-    raise ValueError(f"no outline for shape '{name}'")
-
-
-def _regular(corners: int) -> np.ndarray:
-    angles = 2 * math.pi * np.arange(corners) / corners
-    return np.stack((np.cos(angles), np.sin(angles)), 1)
-
-
-def _paint(rng: np.random.Generator, image: np.ndarray, coverage: np.ndarray) -> None:
-    """Paints a saturated colour with slight shading onto `image` where `coverage` says."""
-    colour = np.full(3, rng.uniform(0, 70), dtype=np.float32)
-    first, second = rng.permutation(3)[:2]
-    colour[first] = rng.uniform(190, 255)
-    colour[second] = rng.uniform(0, 255)
-    shade = np.linspace(0.85, 1.15, image.shape[0], dtype=np.float32)[:: rng.choice((-1, 1))]
-    x0, y0, x1, y1 = _bounds(coverage > 0)
-    alpha = coverage[y0:y1, x0:x1, None] * np.float32(1 / 255)
-    painted = image[y0:y1, x0:x1]
-    painted += alpha * (colour * shade[y0:y1, None, None] - painted)
-
-
-def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask that is not empty, x1 and y1 exclusive."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -2,10 +2,11 @@
 
 A transform is called with `(image, target)` or with an image alone. It takes what the data sets
 give: an image of any kind that `images.to_rgb` accepts, and a target whose `boxes` are
-`tv_tensors.BoundingBoxes` in pixel xyxy. It returns a float32 image (3, H, W), normalised by
-ImageNet's mean and standard deviation, and a target of plain tensors whose boxes are cxcywh
-relative to the transformed image, whose `area` is in pixels of it, and whose `size` is its
-(height, width).
+`tv_tensors.BoundingBoxes` in pixel xyxy and whose `masks`, if any, are `tv_tensors.Mask`. It
+returns a float32 image (3, H, W), normalised by ImageNet's mean and standard deviation, and a
+target of plain tensors whose boxes are cxcywh relative to the transformed image, whose `area` is in
+pixels of it, whose `masks` are bool (n, H, W), resized by nearest interpolation, and whose `size`
+is its (height, width).
 
 Source: Carion et al. 2020, appendix A.4, for the sizes and probabilities. Images are resized as
 8-bit tensors, bilinear with antialiasing: against Pillow's own resizing 0.1 % of the values
@@ -160,6 +161,8 @@ class RandomShortSide(_PairTransform):
                 "boxes": F.resize(target["boxes"], list(size)),
                 "area": target["area"] * enlargement,
             }
+        if "masks" in target:
+            target = {**target, "masks": F.resize(target["masks"], list(size))}
         return image, target
 
 
@@ -167,7 +170,8 @@ class RandomSizeCrop(_PairTransform):
     """Crops a window whose sides are drawn from [smallest, largest], apart from each other.
 
     A side that the image does not reach is kept whole. Boxes are clipped to the window, `area`
-    becomes that of the clipped box, and objects without area are dropped.
+    becomes that of the clipped box, and objects without area are dropped, as are those whose mask
+    has no pixel left.
 
     Raises:
         ValueError: not 1 <= smallest <= largest.
@@ -191,6 +195,10 @@ class RandomSizeCrop(_PairTransform):
             boxes = F.crop(target["boxes"], *window)
             extent = boxes.as_subclass(Tensor)[:, 2:] - boxes.as_subclass(Tensor)[:, :2]
             keep = (extent > 0).all(1)
+            if "masks" in target:
+                masks = F.crop(target["masks"], *window)
+                keep &= masks.as_subclass(Tensor).bool().flatten(1).any(1)
+                target = {**target, "masks": tv_tensors.wrap(masks[keep], like=masks)}
             target = {
                 **target,
                 "boxes": tv_tensors.wrap(boxes[keep], like=boxes),
@@ -215,6 +223,8 @@ class ToModelInput(_PairTransform):
             x0, y0, x1, y1 = target["boxes"].as_subclass(Tensor).unbind(1)
             boxes = torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), 1)
             target["boxes"] = boxes / torch.tensor([width, height, width, height])
+        if "masks" in target:
+            target["masks"] = target["masks"].as_subclass(Tensor).bool()
         return image.as_subclass(Tensor), target
 
 

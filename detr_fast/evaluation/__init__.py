@@ -1,1 +1,1 @@
-"""COCO average precision."""
+"""COCO average precision and panoptic quality."""

@@ -1,4 +1,4 @@
-"""COCO average precision and recall of boxes, by pycocotools."""
+"""COCO average precision and recall of boxes or masks, by pycocotools."""
 
 import contextlib
 import io
@@ -10,9 +10,13 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
+from ..data.instance_masks import encode_mask, mask_area
+
 if TYPE_CHECKING:
     from ..data.label_map import LabelMap
 
+# What is compared, and what the original's logs call its figures.
+KINDS = {"bbox": "coco_eval_bbox", "segm": "coco_eval_masks"}
 # The order of COCOeval.stats.
 STAT_NAMES = (
     "AP", "AP50", "AP75", "APs", "APm", "APl",
@@ -31,12 +35,19 @@ class CocoEvaluator:
         ground_truth: a COCO-format dictionary with `images`, `annotations`, `categories`. It is
             not modified. `info`, and `area`, `iscrowd`, `id` of annotations may be absent.
         label_map: from the label indices of the model to the category ids of `ground_truth`.
+            Detections of categories that the ground truth does not have, stuff for example, do not
+            count.
+        kind: "bbox" compares boxes, "segm" masks, for which annotations need a `segmentation`.
 
     Raises:
-        ValueError: if an annotation has a category that the ground truth does not define.
+        ValueError: if an annotation has a category that the ground truth does not define, or for
+            "segm" no segmentation.
     """
 
-    def __init__(self, ground_truth: Mapping, label_map: "LabelMap"):
+    def __init__(self, ground_truth: Mapping, label_map: "LabelMap", kind: str = "bbox"):
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(map(repr, KINDS))}")
+        self.kind = kind
         self.label_map = label_map
         self._category_ids = np.array(label_map.ids, dtype=np.int64)
         categories = list(ground_truth["categories"])
@@ -49,12 +60,18 @@ class CocoEvaluator:
                     "is not among the categories of the ground truth; add it there or remove the "
                     "annotation"
                 )
+            if kind == "segm" and not annotation.get("segmentation"):
+                raise ValueError(
+                    f"annotation {annotation.get('id', '(without id)')} of image "
+                    f"{annotation['image_id']} has no segmentation, without which masks cannot be "
+                    "compared"
+                )
         self._ground_truth = _index(
             list(ground_truth["images"]),
             [_complete(a, i) for i, a in enumerate(ground_truth["annotations"], start=1)],
             categories,
         )
-        self._detections: dict[int, dict[str, np.ndarray]] = {}
+        self._detections: dict[int, dict] = {}
         self._nonfinite: dict[int, int] = {}
 
     def update(self, predictions: Mapping[int, Mapping[str, Tensor]]) -> None:
@@ -63,8 +80,9 @@ class CocoEvaluator:
         Args:
             predictions: image id to `scores` (n,), `labels` (n,) label-map indices and `boxes`
                 (n, 4) xyxy in pixels of the original image, on any device. Detections with a
-                non-finite score or box are left out and counted. An image id given again replaces
-                what was there.
+                non-finite score or box are left out and counted. For "segm" also `masks` (n, H, W)
+                bool at the size of the original image. An image id given again replaces what was
+                there.
 
         Raises:
             ValueError: if an image id is not in the ground truth, a label not in the label map, or
@@ -99,6 +117,15 @@ class CocoEvaluator:
                 "categories": self._category_ids[labels[finite]],
                 "boxes": boxes[finite],
             }
+            if self.kind == "segm":
+                masks = prediction["masks"].detach().cpu().numpy()
+                if len(masks) != len(scores):
+                    raise ValueError(
+                        f"predictions of image {image_id} have {len(scores)} scores and "
+                        f"{len(masks)} masks; expected equal lengths"
+                    )
+                # Run lengths: a hundred masks of an image would be tens of megabytes.
+                self._detections[image_id]["masks"] = [encode_mask(m) for m in masks[finite]]
 
     def synchronize(self) -> None:
         """Give every process the detections of all processes.
@@ -128,8 +155,8 @@ class CocoEvaluator:
             * `per_class`: a list of `category_id`, `name`, `instances` (annotations in the images
               seen, crowds aside), `AP`, `AP50`, `AR100`, in the order of category ids; NaN for a
               category without instances;
-            * `coco_eval_bbox`: the twelve figures as a list, -1 instead of NaN, as log files of
-              DETR hold them;
+            * `coco_eval_bbox`, for "segm" `coco_eval_masks`: the twelve figures as a list, -1
+              instead of NaN, as log files of DETR hold them;
             * `images`: how many images were evaluated;
             * `nonfinite_detections`: how many were left out for a NaN or infinite value.
 
@@ -142,7 +169,7 @@ class CocoEvaluator:
             raise ValueError("no image was evaluated: update() was never called with an image")
         image_ids = sorted(self._detections)
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self._ground_truth, self._detections_as_coco(), iouType="bbox")
+            evaluation = COCOeval(self._ground_truth, self._detections_as_coco(), iouType=self.kind)
             evaluation.params.imgIds = image_ids
             evaluation.evaluate()
             evaluation.accumulate()
@@ -153,7 +180,7 @@ class CocoEvaluator:
             for name, value in zip(STAT_NAMES, stats, strict=True)
         }
         summary["per_class"] = self._per_class(evaluation, image_ids)
-        summary["coco_eval_bbox"] = stats
+        summary[KINDS[self.kind]] = stats
         summary["images"] = len(image_ids)
         summary["nonfinite_detections"] = sum(self._nonfinite.values())
         return summary
@@ -167,9 +194,10 @@ class CocoEvaluator:
                 ((x1 - x0) * (y1 - y0)).tolist(),
                 detections["scores"].tolist(),
                 detections["categories"].tolist(),
+                detections.get("masks", [None] * len(x0)),
                 strict=True,
             )
-            for box, area, score, category in columns:
+            for box, area, score, category, mask in columns:
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
@@ -179,6 +207,7 @@ class CocoEvaluator:
                         "area": area,
                         "score": score,
                         "iscrowd": 0,
+                        **({} if mask is None else {"segmentation": mask, "area": mask_area(mask)}),
                     }
                 )
         truth = self._ground_truth.dataset
@@ -216,6 +245,7 @@ def _complete(annotation: Mapping, annotation_id: int) -> dict:
     be found; numbering anew, from 1, also makes missing and repeated ids harmless.
     """
     _, _, width, height = annotation["bbox"]
+    segmentation = annotation.get("segmentation")
     return {
         "id": annotation_id,
         "image_id": annotation["image_id"],
@@ -223,6 +253,7 @@ def _complete(annotation: Mapping, annotation_id: int) -> dict:
         "bbox": annotation["bbox"],
         "area": annotation.get("area", width * height),
         "iscrowd": annotation.get("iscrowd", 0),
+        **({"segmentation": segmentation} if segmentation else {}),
     }
 
 

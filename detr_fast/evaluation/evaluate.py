@@ -14,6 +14,7 @@ from ..inference.postprocess import PostProcess
 
 if TYPE_CHECKING:
     from .coco import CocoEvaluator
+    from .masks import MaskEvaluator
 
 DC5_NOTE = (
     "note: this model dilates its last stage (DC5) and the batch size is {batch_size}. With the "
@@ -32,6 +33,7 @@ def evaluate(
     *,
     amp: torch.dtype | None = None,
     progress: bool = False,
+    mask_evaluator: "MaskEvaluator | None" = None,
 ) -> dict:
     """Detect on every image of a loader and compare with the ground truth.
 
@@ -49,15 +51,16 @@ def evaluate(
         amp: `torch.bfloat16` or `torch.float16` to run the model under autocast; losses and boxes
             are computed in float32 in any case.
         progress: show a progress bar on standard error.
+        mask_evaluator: takes the masks of a `DETRSegmentation`.
 
     Returns:
-        What `CocoEvaluator.summarize` returns and `losses`: averages over the batches of all
-        processes, under the names of the original's logs. `loss` is the weighted sum; each term is
-        there multiplied by its weight (`loss_ce`, `loss_bbox_0`, ...) and, with `_unscaled` after
-        its name, as it is, like `cardinality_error_unscaled` and `class_error_unscaled`;
-        `class_error` is in percent, NaN if there was no object in any image. A batch counts by
-        itself: its losses are not normalised together with those of other processes. Empty without
-        a criterion.
+        What `CocoEvaluator.summarize` returns, what the `mask_evaluator`'s does, and `losses`:
+        averages over the batches of all processes, under the names of the original's logs. `loss`
+        is the weighted sum; each term is there multiplied by its weight (`loss_ce`,
+        `loss_bbox_0`, ...) and, with `_unscaled` after its name, as it is, like
+        `cardinality_error_unscaled` and `class_error_unscaled`; `class_error` is in percent, NaN if
+        there was no object in any image. A batch counts by itself: its losses are not normalised
+        together with those of other processes. Empty without a criterion.
 
     Raises:
         ValueError: if the loader gave no batch.
@@ -84,12 +87,19 @@ def evaluate(
                 averages.add(_loss_statistics(criterion, _in_float32(outputs), on_device))
             sizes = torch.stack([target["orig_size"] for target in targets])
             ids = [int(target["image_id"]) for target in targets]
-            evaluator.update(dict(zip(ids, postprocess(outputs, sizes), strict=True)))
+            detections = postprocess(outputs, sizes)
+            evaluator.update(dict(zip(ids, detections, strict=True)))
+            if mask_evaluator is not None:
+                mask_evaluator.update(outputs, detections, targets, batch.tensors.shape[-2:])
     finally:
         for module, training in modes:
             module.training = training
     evaluator.synchronize()
-    return {**evaluator.summarize(), "losses": averages.over_processes()}
+    figures = evaluator.summarize()
+    if mask_evaluator is not None:
+        mask_evaluator.synchronize()
+        figures |= mask_evaluator.summarize()
+    return {**figures, "losses": averages.over_processes()}
 
 
 def _loss_statistics(criterion, outputs: dict, targets: list[dict]) -> dict[str, Tensor]:

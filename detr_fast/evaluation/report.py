@@ -11,7 +11,7 @@ _TABLE = (
 
 
 def render(figures: Mapping) -> str:
-    """Tables of AP and AR, of every class, and of the averaged losses.
+    """Tables of AP and AR, of every class, of masks if there are, and of the averaged losses.
 
     Args:
         figures: as `evaluate` or `CocoEvaluator.summarize` returns them.
@@ -23,6 +23,13 @@ def render(figures: Mapping) -> str:
     for names in _TABLE:
         lines.append("  ".join(f"{name:<5} {_number(figures[name])}" for name in names))
     lines += ["", *_per_class(figures["per_class"])]
+    if "segm" in figures:
+        lines += ["", "masks:"]
+        for names in _TABLE:
+            lines.append("  ".join(f"{n:<5} {_number(figures['segm'][n])}" for n in names))
+        lines += ["", *_per_class(figures["segm"]["per_class"])]
+    if "panoptic" in figures:
+        lines += ["", *_panoptic(figures["panoptic"])]
     if figures.get("losses"):
         lines += ["", *_losses(figures["losses"])]
     if figures["nonfinite_detections"]:
@@ -46,6 +53,24 @@ def _per_class(rows: list[Mapping]) -> list[str]:
         lines.append(
             f"{row['name']:<{width}}  {row['category_id']:>5}  {row['instances']:>7}  {values}"
         )
+    return lines
+
+
+def _panoptic(figures: Mapping) -> list[str]:
+    """PQ, SQ and RQ of all classes, of things and of stuff, and of every class."""
+    rows = [
+        (name, [figures[f"{f}{suffix}"] for f in ("PQ", "SQ", "RQ")])
+        for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st"))
+    ]
+    classes = [(row["name"], row["category_id"], row) for row in figures["per_class"]]
+    width = max(len(name) for name in ("panoptic", *(name for name, _, _ in classes)))
+    lines = [f"{'panoptic':<{width}}     id   PQ     SQ     RQ       TP     FP     FN"]
+    for name, values in rows:
+        lines.append(f"{name:<{width}}         {'  '.join(map(_number, values))}")
+    for name, category_id, row in classes:
+        values = "  ".join(_number(row[f]) for f in ("PQ", "SQ", "RQ"))
+        counts = " ".join(f"{row[f]:>6}" for f in ("TP", "FP", "FN"))
+        lines.append(f"{name:<{width}}  {category_id:>5}  {values} {counts}")
     return lines
 
 

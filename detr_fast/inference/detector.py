@@ -4,6 +4,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.transforms import val_transform
+from ..models.segmentation import DETRSegmentation
 from .engine import Engine
 from .images import list_sources, read_image, to_pil
 from .loading import Loaded, Preprocess, label_map_of, load_for_detection
+from .panoptic import PostProcessMasks, PostProcessPanoptic, confident_queries
 from .postprocess import PostProcess
 from .results import AttentionMaps, Detections
 from .verify import Parity, compare
@@ -41,6 +44,7 @@ class Detector:
     Attributes:
         model: the model, on `device`.
         label_map: from its classes to the category ids and names of its data set.
+        has_masks: whether the model has a mask head.
 
     Raises:
         FileNotFoundError: if there is neither such a name nor such a checkpoint.
@@ -80,10 +84,16 @@ class Detector:
         self.preprocess = preprocess or loaded.preprocess
         self._transform = val_transform(self.preprocess.short_side, self.preprocess.max_size)
         self._postprocess = PostProcess()
+        self.has_masks = isinstance(self.model, DETRSegmentation)
+        self._masks = PostProcessMasks()
 
     @torch.inference_mode()
     def predict(
-        self, source, threshold: float = 0.7, batch_size: int = 1
+        self,
+        source,
+        threshold: float = 0.7,
+        batch_size: int = 1,
+        panoptic_threshold: float = 0.85,
     ) -> Detections | list[Detections]:
         """Detect objects.
 
@@ -95,9 +105,12 @@ class Detector:
             threshold: the least score of an object that is returned, in [0, 1].
             batch_size: images that go through the model at once. Without `exact_batches` the
                 result depends a little on the other images of a batch, with DC5 models much.
+            panoptic_threshold: what the score of a segment has to exceed, in [0, 1], where the
+                model has masks. Only queries that either threshold can keep get masks.
 
         Returns:
-            `Detections` for an image; for several a list of them, in order, empty for none.
+            `Detections` for an image; for several a list of them, in order, empty for none. Those
+            of a model with masks have `masks` and `panoptic`.
 
         Raises:
             FileNotFoundError: if a path does not exist.
@@ -105,6 +118,7 @@ class Detector:
                 `threshold` or `batch_size` is out of range.
         """
         _check_threshold(threshold)
+        _check_threshold(panoptic_threshold)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self.model.eval()
@@ -112,7 +126,9 @@ class Detector:
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
             chunk = sources[start : start + batch_size]
-            results += self._predict_batch(chunk, start if several else None, threshold)
+            results += self._predict_batch(
+                chunk, start if several else None, threshold, panoptic_threshold
+            )
         return results if several else results[0]
 
     @torch.inference_mode()
@@ -141,7 +157,8 @@ class Detector:
         self.model.eval()
         image = _read(sources[0], None)
         batch = self._batch([image])
-        outputs = self.model(batch, return_attention=True)
+        options = {"select": _no_queries} if self.has_masks else {}
+        outputs = self.model(batch, return_attention=True, **options)
         ((detections, queries),) = self._detections(outputs, sources, [image], threshold)
         weights = outputs["attention"]["decoder"][-1, 0].mean(0).float()[queries]
         height, width = batch[0].shape[1:]
@@ -185,13 +202,46 @@ class Detector:
         )
         return compare(self.model, engine, batches, threshold)
 
-    def _predict_batch(self, sources: list, start: int | None, threshold: float):
+    def _predict_batch(
+        self, sources: list, start: int | None, threshold: float, panoptic_threshold: float
+    ):
         images = [
             _read(source, None if start is None else start + i) for i, source in enumerate(sources)
         ]
-        run = self._engine or self.model
-        outputs = run(self._batch(images))
-        return [found for found, _ in self._detections(outputs, sources, images, threshold)]
+        batch = self._batch(images)
+        if not self.has_masks:
+            run = self._engine or self.model
+            outputs = run(batch)
+            return [found for found, _ in self._detections(outputs, sources, images, threshold)]
+        select = partial(_kept_queries, threshold=threshold, panoptic_threshold=panoptic_threshold)
+        outputs = self.model(batch, select=select)
+        found = self._detections(outputs, sources, images, threshold)
+        return self._with_masks(outputs, batch, found, panoptic_threshold)
+
+    def _with_masks(
+        self,
+        outputs,
+        batch: list[Tensor],
+        found: list[tuple[Detections, Tensor]],
+        panoptic_threshold: float,
+    ) -> list[Detections]:
+        sizes = [tuple(image.shape[1:]) for image in batch]
+        canvas = tuple(max(side) for side in zip(*sizes, strict=True))
+        originals = [detections.image_size for detections, _ in found]
+        maps = PostProcessPanoptic(self.label_map, panoptic_threshold)(
+            outputs, canvas, sizes, originals
+        )
+        logits = [
+            masks[_places(selected, queries)]
+            for masks, selected, (_, queries) in zip(
+                outputs["selected_masks"], outputs["selected_queries"], found, strict=True
+            )
+        ]
+        masks = self._masks(logits, canvas, sizes, originals)
+        return [
+            replace(detections, masks=own.cpu().numpy(), panoptic=panoptic)
+            for (detections, _), own, panoptic in zip(found, masks, maps, strict=True)
+        ]
 
     def _batch(self, images: list[Tensor]) -> list[Tensor]:
         dtype = next(self.model.parameters()).dtype
@@ -220,6 +270,25 @@ class Detector:
             )
             found.append((detections, queries))
         return found
+
+
+def _kept_queries(outputs, threshold: float, panoptic_threshold: float) -> list[Tensor]:
+    """Queries that are shown as an object or as a segment, ascending, for each image."""
+    objects = outputs["pred_logits"].softmax(-1)[..., :-1].amax(-1) >= threshold
+    kept = []
+    for own, segments in zip(objects, confident_queries(outputs, panoptic_threshold), strict=True):
+        own[segments] = True
+        kept.append(own.nonzero().flatten())
+    return kept
+
+
+def _no_queries(outputs) -> list[Tensor]:
+    return [logits.new_empty(0, dtype=torch.int64) for logits in outputs["pred_logits"]]
+
+
+def _places(selected: Tensor, queries: Tensor) -> Tensor:
+    """Where each of some queries stands among the selected ones, which are ascending."""
+    return torch.searchsorted(selected, queries)
 
 
 def _certain(prediction: dict[str, Tensor], threshold: float, path: Path | None) -> Tensor:

@@ -36,8 +36,8 @@ class Engine(nn.Module):
         label_map, num_classes, config: the model's.
 
     Raises:
-        TypeError: `model` is no `DETR`.
-        ValueError: an unknown precision, or fp16 on a CPU, where it is slower than fp32.
+        ValueError: `model` is no `DETR`; an unknown precision, or fp16 on a CPU, where it is slower
+            than fp32.
 
     Warns:
         UserWarning: bf16 on a CPU without instructions for it.
@@ -48,7 +48,7 @@ class Engine(nn.Module):
     ):
         super().__init__()
         if not isinstance(model, DETR):
-            raise TypeError(f"an engine is made of a DETR; got a {type(model).__name__}")
+            raise ValueError(f"an engine is made of a DETR; got a {type(model).__name__}")
         device = torch.device(device or model.query_embed.weight.device)
         check_precision(precision, device)
         self.precision = precision

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..data.label_map import COCO_LABEL_MAP, LabelMap
+from ..data.label_map import COCO_LABEL_MAP, COCO_PANOPTIC_LABEL_MAP, LabelMap
 from ..data.transforms import MAX_SIZE
 from ..models.catalogue import ZOO, ZooEntry, zoo_entry
 from ..models.checkpoint import load_checkpoint, load_weights
@@ -46,7 +46,8 @@ class Loaded:
     @property
     def has_class_names(self) -> bool:
         """Whether the names of the classes are known, and not made up from their numbers."""
-        return self.model.label_map is not None or self.label_map is COCO_LABEL_MAP
+        known = (COCO_LABEL_MAP, COCO_PANOPTIC_LABEL_MAP)
+        return self.model.label_map is not None or any(self.label_map is map for map in known)
 
 
 def load_for_detection(
@@ -107,10 +108,10 @@ def _refuse_contradictions(source, entry: ZooEntry, config: Mapping) -> None:
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
     """The options of a model that follow the data set, from the shapes of its weights."""
     sizes = {}
-    for head in ("class_embed.weight", "linear_class.weight"):
+    for head in ("class_embed.weight", "detr.class_embed.weight", "linear_class.weight"):
         if head in state:
             sizes["num_classes"] = len(state[head]) - 1  # without no-object
-    for queries in ("query_embed.weight", "query_pos"):
+    for queries in ("query_embed.weight", "detr.query_embed.weight", "query_pos"):
         if queries in state:
             sizes["num_queries"] = len(state[queries])
     return sizes
@@ -123,16 +124,18 @@ def label_map_of(model: nn.Module) -> LabelMap:
         model: with `num_classes` and `label_map`.
 
     Returns:
-        Its own label map; without one, COCO's for 91 classes, the layout of the original weights,
-        and otherwise the class indices themselves, named "class 0" and so on.
+        Its own label map; without one, COCO's for 91 classes, and its panoptic one for 250, the
+        layouts of the original weights, and otherwise the class indices themselves, named "class 0"
+        and so on.
 
     Raises:
         ValueError: if the label map has another number of classes than the model.
     """
     label_map = getattr(model, "label_map", None)
     if label_map is None:
-        if model.num_classes == len(COCO_LABEL_MAP):
-            return COCO_LABEL_MAP
+        for known in (COCO_LABEL_MAP, COCO_PANOPTIC_LABEL_MAP):
+            if model.num_classes == len(known):
+                return known
         indices = tuple(range(model.num_classes))
         return LabelMap(indices, tuple(f"class {index}" for index in indices))
     if len(label_map) != model.num_classes:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..data.instance_masks import encode_mask
+from .panoptic import PanopticMap
+
 
 class Detection(NamedTuple):
     """One object.
@@ -44,6 +47,9 @@ class Detections:
         path: the file of the image, None if it came from memory.
         open_image: gives the upright RGB image, to draw on. A file is read again, so that results
             of many images do not hold their pixels.
+        masks: (n, H, W) bool in pixels of the upright image; None of a model without masks.
+        panoptic: the whole image in segments, whatever objects are chosen; None of a model without
+            masks.
     """
 
     boxes_xyxy: np.ndarray
@@ -53,6 +59,8 @@ class Detections:
     image_size: tuple[int, int]
     path: Path | None = None
     open_image: Callable[[], Image.Image] | None = field(default=None)
+    masks: np.ndarray | None = None
+    panoptic: PanopticMap | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -77,6 +85,8 @@ class Detections:
             self.image_size,
             self.path,
             self.open_image,
+            None if self.masks is None else self.masks[chosen],
+            self.panoptic,
         )
 
     def __repr__(self) -> str:
@@ -129,7 +139,7 @@ class Detections:
         return self.open_image()
 
     def plot(self, enlarge: bool = True) -> Image.Image:
-        """Draw the detections on the image.
+        """Draw the detections on the image, with their masks where there are some.
 
         Args:
             enlarge: whether a small image is enlarged, by a whole factor, until its captions can be
@@ -142,6 +152,7 @@ class Detections:
             FileNotFoundError, ValueError: see `image`.
         """
         from ..visualization.draw import draw_boxes
+        from ..visualization.segments import draw_masks
 
         if self.open_image is None:
             raise ValueError("these detections have no image to draw on: open_image is None")
@@ -149,8 +160,39 @@ class Detections:
             f"{name} {s:.2f}" for name, s in zip(self.class_names, self.scores, strict=True)
         ]
         image = self.open_image()
-        return draw_boxes(
-            image, self.boxes_xyxy, self.class_ids.tolist(), captions, enlarge=enlarge
+        class_ids = self.class_ids.tolist()
+        if self.masks is not None:
+            image = draw_masks(image, self.masks, class_ids)
+        return draw_boxes(image, self.boxes_xyxy, class_ids, captions, enlarge=enlarge)
+
+    def plot_panoptic(self, enlarge: bool = True) -> Image.Image:
+        """Draw the segments of the panoptic map on the image, with the names of their classes.
+
+        Args:
+            enlarge: as in `plot`.
+
+        Returns:
+            A new RGB picture.
+
+        Raises:
+            FileNotFoundError, ValueError: see `image`.
+            ValueError: if the model has no masks.
+        """
+        from ..visualization.segments import draw_segments
+
+        if self.panoptic is None:
+            raise ValueError(
+                "these detections have no panoptic map; use a model with masks, such as "
+                "detr_resnet50_panoptic"
+            )
+        info = self.panoptic.segments_info
+        return draw_segments(
+            self.image(),
+            self.panoptic.ids,
+            [segment["id"] for segment in info],
+            [segment["category_id"] for segment in info],
+            self.panoptic.names,
+            enlarge=enlarge,
         )
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -193,16 +235,19 @@ class Detections:
 
         Returns:
             For each detection `image_id`, `category_id`, `bbox` (left, top, width, height in
-            pixels) and `score`, of plain Python numbers.
+            pixels) and `score`, of plain Python numbers; with masks also `segmentation`, run
+            lengths.
         """
+        masks = [None] * len(self) if self.masks is None else self.masks
         return [
             {
                 "image_id": int(image_id),
                 "category_id": detection.class_id,
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": detection.score,
+                **({} if mask is None else {"segmentation": encode_mask(mask)}),
             }
-            for detection in self
+            for detection, mask in zip(self, masks, strict=True)
             for x0, y0, x1, y1 in [detection.box_xyxy]
         ]
 

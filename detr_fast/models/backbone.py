@@ -31,6 +31,7 @@ class Backbone(nn.Module):
 
     Attributes:
         num_channels: channels of the feature map.
+        stage_channels: channels of every stage kept, first stage first.
         stride: pixels per feature, along each axis.
 
     Raises:
@@ -61,7 +62,10 @@ class Backbone(nn.Module):
         for child in kept:
             self.body.add_module(child, getattr(resnet, child))
         self.stride = 2 ** (stage + 1 - bool(dilation))
-        self.num_channels = _out_channels(self.body[-1])
+        self.stage_channels = tuple(
+            _out_channels(module) for name, module in self.body.named_children() if _is_stage(name)
+        )
+        self.num_channels = self.stage_channels[-1]
         self.trainable = trainable
         fixed = ("conv1", "bn1", "layer1") if norm == "frozen" else ()
         for parameter_name, parameter in self.body.named_parameters():
@@ -70,6 +74,15 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> features (B, C, ceil(H / stride), ceil(W / stride))."""
         return self.body(images)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The features of every stage, first stage (stride 4) first; the last is `forward`'s."""
+        features, x = [], images
+        for name, module in self.body.named_children():
+            x = module(x)
+            if _is_stage(name):
+                features.append(x)
+        return features
 
     def train(self, mode: bool = True) -> "Backbone":
         # A backbone that does not learn must not drift through its running statistics either.
@@ -97,16 +110,27 @@ class EncodedBackbone(nn.Sequential):
             Features (B, C, Hf, Wf), their mask (B, Hf, Wf) or None, and their position encoding
             (B, E, Hf, Wf).
         """
-        backbone, position_encoding = self
-        if mask is None:
-            features = backbone(images)
-        elif exact:
-            features, extents = padded_resnet(backbone.body, images, image_extents(mask))
-            mask = grid_mask(extents, features.shape[-2:])
-        else:
-            features = backbone(images)
+        backbone = self[0]
+        if mask is None or not exact:
+            return self._encoded(backbone(images), mask)
+        features, extents = padded_resnet(backbone.body, images, image_extents(mask))
+        mask = grid_mask(extents, features.shape[-2:])
+        return features, mask, self[1](features, mask)
+
+    def pyramid(
+        self, images: Tensor, mask: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """`forward` with the features of every stage, first stage first, for a mask head."""
+        stages = self[0].stages(images)
+        _, mask, encoding = self._encoded(stages[-1], mask)
+        return stages, mask, encoding
+
+    def _encoded(
+        self, features: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        if mask is not None:
             mask = feature_mask(mask, features.shape[-2:])
-        return features, mask, position_encoding(features, mask)
+        return features, mask, self[1](features, mask)
 
 
 def _resnet(name: str, norm: str, dilated_stage: int | None, weights: str | None) -> ResNet:
@@ -141,6 +165,10 @@ def _resnet(name: str, norm: str, dilated_stage: int | None, weights: str | None
             f"backbone {name!r} consists of basic blocks, which cannot be dilated; "
             "use dilation=False or a ResNet of bottlenecks (resnet50 and larger)."
         ) from error
+
+
+def _is_stage(name: str) -> bool:
+    return name.startswith("layer")
 
 
 def _out_channels(stage: nn.Sequential) -> int:

@@ -116,7 +116,7 @@ def load_weights(
     `num_batches_tracked` of BatchNorm may be absent or in excess: nothing depends on them.
 
     Args:
-        model: a `DETR` or `DETRDemo`.
+        model: a `DETR`, `DETRSegmentation` or `DETRDemo`.
         state_dict: names to tensors.
         strict: every name and every shape must agree. Without it, names may be missing or in
             excess, and the modules whose size follows the data set (`model.resizable`: class head,
@@ -236,12 +236,17 @@ def _is_state_dict(content: Any) -> bool:
 
 def _config_from_args(args: Any, state: Mapping[str, Tensor]) -> dict | None:
     """`build_model` arguments out of the options that the original's `main.py` saves."""
-    if not isinstance(args, Mapping) or "class_embed.weight" not in state:
+    if not isinstance(args, Mapping):
         return None
     known = inspect.signature(DETR.__init__).parameters
     options = {name: value for name, value in args.items() if name in known}
-    options["num_classes"] = len(state["class_embed.weight"]) - 1
-    return {"name": "detr_resnet50", **options}
+    for name, head in (
+        ("detr_resnet50", "class_embed.weight"),
+        ("detr_resnet50_panoptic", "detr.class_embed.weight"),
+    ):
+        if head in state:
+            return {"name": name, **options, "num_classes": len(state[head]) - 1}
+    return None
 
 
 def _config_from_file_name(path: Path) -> dict | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -144,10 +145,27 @@ class DETR(nn.Module):
             ValueError: a tensor of another rank, other than 3 channels, or no image.
         """
         images, mask = batch_images(samples)
-        features, mask, pos = self.backbone(images, mask, self.exact_batches)
-        states, _, attention = self.transformer(
-            self.input_proj(features), mask, self.query_embed.weight, pos, return_attention
+        return self.decode(*self.backbone(images, mask, self.exact_batches), return_attention)[0]
+
+    def decode(
+        self, features: Tensor, mask: Tensor | None, pos: Tensor, return_attention: bool = False
+    ) -> tuple[dict, "Decoded"]:
+        """Predictions from the features of a batch, and what a mask head reads beside them.
+
+        Args:
+            features: (B, C, Hf, Wf), the backbone's last stage.
+            mask: (B, Hf, Wf) bool, True on padding; None where no image has any.
+            pos: (B, E, Hf, Wf), position encoding of the grid.
+            return_attention: see `forward`.
+
+        Returns:
+            What `forward` returns, and `Decoded`.
+        """
+        projected = self.input_proj(features)
+        states, memory, attention = self.transformer(
+            projected, mask, self.query_embed.weight, pos, return_attention
         )
+        decoded = Decoded(projected, states[-1], memory)
         if not self.aux_loss:
             states = states[-1:]
         logits, boxes = self._heads(states)
@@ -159,7 +177,7 @@ class DETR(nn.Module):
             ]
         if return_attention:
             outputs["attention"] = attention
-        return outputs
+        return outputs, decoded
 
     def _heads(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """States (S, B, Q, E) -> logits (S, B, Q, K + 1) and boxes (S, B, Q, 4)."""
@@ -167,6 +185,20 @@ class DETR(nn.Module):
         states = states.to(self.class_embed.weight.dtype)
         with without_autocast(states.device.type):
             return self.class_embed(states), self.bbox_embed(states).sigmoid()
+
+
+class Decoded(NamedTuple):
+    """Where the transformer arrived.
+
+    Attributes:
+        projected: (B, E, Hf, Wf), the backbone's features in the transformer's width.
+        states: (B, Q, E), normalised states of the last decoder layer.
+        memory: (B, E, Hf, Wf), the encoder's output.
+    """
+
+    projected: Tensor
+    states: Tensor
+    memory: Tensor
 
 
 class MLP(nn.Module):

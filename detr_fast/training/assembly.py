@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ..data.build import build_dataset
 from ..data.label_map import LabelMap
 from ..data.transforms import CROP_RANGE, CROP_SCALES, TRAIN_SCALES, train_transform, val_transform
-from ..models.catalogue import zoo_entry
+from ..models.catalogue import panoptic_name, zoo_entry
 from ..models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ..models.zoo import build_model
 from . import distributed
@@ -27,8 +27,15 @@ _CHANGEABLE = {
     *("epochs", "lr_drop", "clip_max_norm", "batch_size", "accumulate", "amp", "nonfinite"),
     *("set_cost_class", "set_cost_bbox", "set_cost_giou"),
     *("bbox_loss_coef", "giou_loss_coef", "eos_coef", "aux_repeats"),
+    *("mask_loss_coef", "dice_loss_coef", "mask_resolution"),
     *("augment", "short_side", "max_size", "train_images", "val_images"),
 }
+
+
+_KEPT_BY_RESUME = (
+    *("dataset_file", "coco_path", "coco_panoptic_path", "frozen_weights"),
+    *("overfit", "seed", "eval_every"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,16 @@ class TrainingRequest:
     """What a user asks for. What is None or absent is decided by the preset or the checkpoint.
 
     Attributes:
-        preset: Name of the recipe to start from. By default "shapes" without a data set, and
-            "finetune" with one.
+        preset: Name of the recipe to start from. By default "finetune" with a data set; without
+            one "shapes_panoptic" where masks are asked for, and "shapes" otherwise.
         changes: Fields of the recipe to change; `model_options` is merged into the preset's.
         weights: Path, URL or zoo name of weights to start from; "none" for none.
         resume: Path or URL of a checkpoint to go on from.
-        dataset_file: "coco" or "shapes".
+        frozen_weights: The same of a detector that stays as it is, while a mask head is trained on
+            it.
+        dataset_file: A kind of data set; see `data.build_dataset`. Panoptic ones need masks.
         coco_path: Folder of a COCO data set.
+        coco_panoptic_path: Folder of its panoptic annotations, where that is another.
         overfit: Number of images to learn by heart and to evaluate on.
         output_dir: See `Trainer`, as are the following.
         start_epoch: Same.
@@ -57,8 +67,10 @@ class TrainingRequest:
     changes: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     resume: str | None = None
+    frozen_weights: str | None = None
     dataset_file: str | None = None
     coco_path: str | None = None
+    coco_panoptic_path: str | None = None
     overfit: int | None = None
     output_dir: str | None = None
     start_epoch: int = 0
@@ -108,8 +120,8 @@ def build_trainer(
     """
     if request.resume is not None:
         return _resumed(request, device, say)
-    name = request.preset or ("shapes" if request.coco_path is None else "finetune")
-    recipe = _changed(preset(name), request.changes)
+    name = request.preset or _default_preset(request)
+    recipe = _with_masks(_changed(preset(name), request.changes), request)
     if request.overfit is not None:
         recipe = _changed(overfit_recipe(recipe, request.overfit), request.changes)
     train, val = _datasets(request, recipe, None)
@@ -140,11 +152,12 @@ def _resumed(request: TrainingRequest, device: torch.device, say: Callable[[str]
             )
     kept = {
         name: args[name]
-        for name in ("dataset_file", "coco_path", "overfit", "seed", "eval_every")
+        for name in _KEPT_BY_RESUME
         if getattr(request, name) is None and args.get(name) is not None
     }
-    if request.dataset_file == "shapes":
+    if request.dataset_file in ("shapes", "shapes_panoptic"):
         kept.pop("coco_path", None)
+        kept.pop("coco_panoptic_path", None)
     request = TrainingRequest(**{**vars(request), **kept})
     label_map = None
     if checkpoint.label_map is not None:
@@ -195,10 +208,12 @@ def _trainer(
         # Generated data have no faults, and to look for them all have to be generated.
         check_data=request.check_data and coco_path is not None,
         args={
-            "dataset_file": "shapes" if coco_path is None else "coco",
-            "coco_path": None if coco_path is None else str(Path(coco_path).resolve()),
+            "dataset_file": _dataset_kind(request, recipe),
+            "coco_path": _resolved(coco_path),
+            "coco_panoptic_path": _resolved(request.coco_panoptic_path),
             "overfit": request.overfit,
             "weights": request.weights,
+            "frozen_weights": request.frozen_weights,
             "eval_every": eval_every,
         },
     )
@@ -229,9 +244,11 @@ def _datasets(
         # Every generated image has objects, so that the first ones will do.
         length = request.overfit or length
         return build_dataset(
-            request.dataset_file,
+            _dataset_kind(request, recipe),
             split,
             coco_path=request.coco_path,
+            coco_panoptic_path=request.coco_panoptic_path,
+            masks=recipe.masks,
             transform=_transform(recipe, augment),
             label_map=label_map,
             length=length if shapes else None,
@@ -270,6 +287,8 @@ def _fresh_model(
         **request.changes.get("model_options", {}),
         **{k: v for k, v in request.changes.items() if k in ("dropout", "aux_loss")},
     }
+    if request.frozen_weights is not None:
+        return _on_frozen_detector(request.frozen_weights, recipe, label_map, say)
     source = request.weights or (recipe.model if recipe.pretrained else "none")
     common = {"num_classes": len(label_map), "train_backbone": recipe.lr_backbone > 0}
     if source == "none":
@@ -277,10 +296,68 @@ def _fresh_model(
     else:
         checkpoint = load_checkpoint(source)
         config = checkpoint.config or {"name": recipe.model, **recipe.model_options}
+        has_masks = zoo_entry(config["name"]).family == "segmentation"
+        if recipe.masks and not has_masks:
+            config = {**config, "name": panoptic_name(config["name"])}
+        elif has_masks and not recipe.masks:
+            raise ValueError(
+                f"{source} has a mask head; train it with --masks, on data that have masks"
+            )
         model = build_model(**{**config, **asked, **common})
-        say(f"weights of {source}: {load_weights(model, checkpoint.model)}")
+        into = model.detr if recipe.masks and not has_masks else model
+        say(f"weights of {source}: {load_weights(into, checkpoint.model)}")
     model.label_map = label_map
     return model
+
+
+def _on_frozen_detector(
+    source: str, recipe: Recipe, label_map: LabelMap, say: Callable[[str], None]
+) -> nn.Module:
+    """A fresh mask head on a detector whose weights stay as they are."""
+    checkpoint = load_checkpoint(source)
+    config = checkpoint.config or {"name": recipe.model.removesuffix("_panoptic")}
+    if zoo_entry(config["name"]).family != "detr":
+        raise ValueError(f"frozen_weights {source} are of {config['name']}; expected a detector")
+    config = {**config, "name": panoptic_name(config["name"]), "freeze_detr": True}
+    model = build_model(**config)
+    if model.num_classes != len(label_map):
+        raise ValueError(
+            f"the detector of {source} has {model.num_classes} classes, the data set "
+            f"{len(label_map)}: train a detector on these classes first, boxes of stuff included, "
+            "or train both at once with --weights"
+        )
+    say(f"frozen weights of {source}: {load_weights(model.detr, checkpoint.model, strict=True)}")
+    model.label_map = label_map
+    return model
+
+
+def _default_preset(request: TrainingRequest) -> str:
+    if request.coco_path is not None:
+        return "finetune"
+    asked = request.changes.get("masks") or request.frozen_weights
+    return "shapes_panoptic" if asked or request.dataset_file == "shapes_panoptic" else "shapes"
+
+
+def _with_masks(recipe: Recipe, request: TrainingRequest) -> Recipe:
+    """The recipe with the panoptic model where anything in the request means masks."""
+    panoptic = request.dataset_file in ("coco_panoptic", "shapes_panoptic")
+    if request.frozen_weights is not None and request.weights is not None:
+        raise ValueError("weights and frozen_weights are both given; name one of them")
+    if not (recipe.masks or panoptic or request.frozen_weights):
+        return recipe
+    return recipe.replace(masks=True, model=panoptic_name(recipe.model))
+
+
+def _dataset_kind(request: TrainingRequest, recipe: Recipe) -> str:
+    if request.dataset_file is not None:
+        return request.dataset_file
+    if request.coco_path is None:
+        return "shapes_panoptic" if recipe.masks else "shapes"
+    return "coco" if request.coco_panoptic_path is None else "coco_panoptic"
+
+
+def _resolved(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
 
 
 def _model_from_scratch(recipe: Recipe, common: Mapping[str, Any]) -> nn.Module:

@@ -17,14 +17,18 @@ from torch import Tensor, nn
 
 from ..reference.boxes import cxcywh_to_xyxy, generalized_iou
 from . import distributed
+from .mask_losses import mask_losses, pack_masks
+from .recipe import MASK_RESOLUTIONS
 from .target_checks import validate_targets
 from .targets import PackedTargets, pack_targets
 
-# What each entry of `losses` computes. Class error is of the last layer only, as in the original.
+# What each entry of `losses` computes. Class error and masks are of the last layer only, as in the
+# original.
 _TERMS = {
     "labels": ("loss_ce", "class_error"),
     "cardinality": ("cardinality_error",),
     "boxes": ("loss_bbox", "loss_giou"),
+    "masks": ("loss_mask", "loss_dice"),
 }
 
 
@@ -71,16 +75,19 @@ class SetCriterion(nn.Module):
         num_classes: number of classes without no-object.
         matcher: has `match_layers` (see `HungarianMatcher`).
         weight_dict: weight of every loss in `total`, by name: `loss_ce`, `loss_bbox`, `loss_giou`,
-            and the same with `_0`, `_1`... for the auxiliary layers (see `auxiliary_weights`).
+            `loss_mask`, `loss_dice`, and the same with `_0`, `_1`... for the auxiliary layers (see
+            `auxiliary_weights`).
         eos_coef: class weight of no-object in the classification loss; the other classes have 1.
-        losses: which to compute, of "labels", "boxes", "cardinality".
+        losses: which to compute, of "labels", "boxes", "cardinality", "masks".
         aux_repeats: how many queries of an auxiliary layer learn each target, as far as there are
             enough queries. With more than 1 only the last layer learns to give one answer an
             object, and the others learn from more examples: the hybrid layer scheme of Jia et al.,
             CVPR 2023, section 3. Their losses are normalised by the repeated targets.
+        mask_resolution: where masks are compared, "prediction" or "image"; see `mask_losses`.
 
     Raises:
-        ValueError: for an unknown name in `losses` or `weight_dict`, or `aux_repeats` below 1.
+        ValueError: for an unknown name in `losses`, `weight_dict` or `mask_resolution`, or
+            `aux_repeats` below 1.
         TypeError: if the matcher cannot match all layers at once.
     """
 
@@ -92,10 +99,13 @@ class SetCriterion(nn.Module):
         eos_coef: float,
         losses: Sequence[str],
         aux_repeats: int = 1,
+        mask_resolution: str = "prediction",
     ):
         super().__init__()
         if aux_repeats < 1:
             raise ValueError(f"aux_repeats is {aux_repeats}; expected at least 1")
+        if mask_resolution not in MASK_RESOLUTIONS:
+            raise ValueError(_unknown("mask_resolution", mask_resolution, MASK_RESOLUTIONS))
         for loss in losses:
             if loss not in _TERMS:
                 raise ValueError(_unknown("loss", loss, _TERMS))
@@ -115,6 +125,7 @@ class SetCriterion(nn.Module):
         self.eos_coef = eos_coef
         self.losses = list(losses)
         self.aux_repeats = aux_repeats
+        self.mask_resolution = mask_resolution
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = eos_coef
         self.register_buffer("empty_weight", empty_weight)
@@ -134,9 +145,11 @@ class SetCriterion(nn.Module):
         Args:
             outputs: `pred_logits` (B, Q, num_classes + 1), `pred_boxes` (B, Q, 4) normalised
                 (cx, cy, w, h), and optionally `aux_outputs`: a list of the same for the earlier
-                decoder layers.
+                decoder layers. For "masks" also `pred_masks` (B, Q, h, w), or `selected_masks` of
+                the queries that `matched_queries` gives.
             targets: one dict per image with `labels` (M,) and `boxes` (M, 4), or packed targets.
-                Checked by `validate_targets`, padded ones before they were padded.
+                Checked by `validate_targets`, padded ones before they were padded. For "masks"
+                dicts, with `masks` (M, H, W).
             normalizer: what the sums are divided by; None counts this batch over all processes,
                 which every process then has to do at once. For gradient accumulation, give every
                 micro-batch the `normalizer` of the whole batch, and add up the gradients.
@@ -158,32 +171,111 @@ class SetCriterion(nn.Module):
         ).to(logits.device)
         if normalizer is None:
             normalizer = self.normalizer(packed, logits.shape[2])
+        matches = self._match(logits, boxes, packed, last_only=self.aux_repeats > 1)
+        masks = {}
+        if "masks" in self.losses:
+            masks = self._masks(outputs, targets, matches, normalizer)
         if self.aux_repeats == 1 or len(logits) == 1:
-            return _by_layer(self._compute(logits, boxes, packed, normalizer))
+            return _by_layer(self._compute(logits, boxes, packed, matches, normalizer)) | masks
         repeated = packed.repeated(self.aux_repeats, logits.shape[2])
-        earlier = self._compute(logits[:-1], boxes[:-1], repeated, normalizer.auxiliary)
-        last = self._compute(logits[-1:], boxes[-1:], packed, normalizer)
-        return _by_layer(
-            {
-                name: torch.cat((earlier[name], value)) if value.dim() else value
-                for name, value in last.items()
-            }
+        earlier = self._compute(
+            logits[:-1],
+            boxes[:-1],
+            repeated,
+            self._match(logits[:-1], boxes[:-1], repeated),
+            normalizer.auxiliary,
+        )
+        last = self._compute(logits[-1:], boxes[-1:], packed, matches, normalizer)
+        computed = {
+            name: torch.cat((earlier[name], value)) if value.dim() else value
+            for name, value in last.items()
+        }
+        return _by_layer(computed) | masks
+
+    @torch.no_grad()
+    def matched_queries(
+        self,
+        outputs: Mapping[str, Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | PackedTargets,
+    ) -> list[Tensor]:
+        """Queries of the last layer that learn a mask, in the order of the targets.
+
+        With the targets filled in by `functools.partial` this is a `select` of
+        `DETRSegmentation.forward`: what is not matched needs no mask in training.
+
+        Args:
+            outputs: as in `forward`; masks are not needed.
+            targets: as in `forward`.
+
+        Returns:
+            For each image (M_i,) int64; query 0 for a target that found none.
+
+        Raises:
+            ValueError: see `forward`.
+        """
+        last = {name: outputs[name] for name in ("pred_logits", "pred_boxes") if name in outputs}
+        logits, boxes = _stack_layers(last, self.num_classes)
+        packed = validate_targets(
+            targets, num_classes=self.num_classes, num_images=logits.shape[1]
+        ).to(logits.device)
+        queries = self.matcher.match_layers(logits, boxes, packed)[-1].clamp(min=0)
+        return list(queries.split(packed.sizes))
+
+    def _match(
+        self, logits: Tensor, boxes: Tensor, packed: PackedTargets, last_only: bool = False
+    ) -> _Matches:
+        if last_only:
+            logits, boxes = logits[-1:], boxes[-1:]
+        queries = self.matcher.match_layers(logits, boxes, packed)
+        return _Matches.of(queries, packed, boxes.shape[2])
+
+    def _masks(
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Tensor]],
+        matches: _Matches,
+        normalizer: LossNormalizer,
+    ) -> dict[str, Tensor]:
+        masks = pack_masks(targets)
+        if "selected_masks" in outputs:
+            logits = torch.cat(list(outputs["selected_masks"]))
+            if len(logits) != len(masks):
+                raise ValueError(
+                    f"there are {len(logits)} selected_masks for {len(masks)} targets; call the "
+                    "model with select=functools.partial(criterion.matched_queries, "
+                    "targets=targets)"
+                )
+        elif "pred_masks" in outputs:
+            logits = outputs["pred_masks"].flatten(0, 1).index_select(0, matches.query[-1])
+        else:
+            raise ValueError(
+                f"outputs have no masks, they have {sorted(outputs)}; 'masks' in losses is for a "
+                "DETRSegmentation"
+            )
+        return mask_losses(
+            logits,
+            masks.to(logits.device, non_blocking=True),
+            matches.found[-1],
+            normalizer.boxes,
+            self.mask_resolution,
         )
 
     def _compute(
-        self, logits: Tensor, boxes: Tensor, packed: PackedTargets, normalizer: LossNormalizer
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        packed: PackedTargets,
+        matches: _Matches,
+        normalizer: LossNormalizer,
     ) -> dict[str, Tensor]:
         """Losses of some layers: (S,) by name, and the class error of the last of them, ()."""
-        matches = _Matches.of(
-            self.matcher.match_layers(logits, boxes, packed), packed, boxes.shape[2]
-        )
         computed: dict[str, Tensor] = {}
         for loss in self.losses:
             if loss == "labels":
                 computed |= self._classification(logits, packed, matches, normalizer)
             elif loss == "boxes":
                 computed |= _regression(boxes, packed, matches, normalizer)
-            else:
+            elif loss == "cardinality":
                 computed |= _cardinality(logits, packed, normalizer)
         return computed
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from .recipe import Recipe
@@ -31,10 +32,22 @@ class Subset(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
         return self.dataset[self.indices[index]]
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, masks: bool = False) -> dict[str, Any]:
         """Annotations of these images as a COCO-format dict."""
+        # Data sets without masks need not know of them.
+        options = {"masks": True} if masks else {}
+        return self._of_these_images(self.dataset.ground_truth(**options))
+
+    def panoptic_ground_truth(self) -> dict[str, Any]:
+        """Segments of these images as a COCO panoptic dict, where the data set has them."""
+        return self._of_these_images(self.dataset.panoptic_ground_truth())
+
+    def read_ids(self, image_id: int) -> np.ndarray:
+        """Segment ids (H, W) of one of the images."""
+        return self.dataset.read_ids(image_id)
+
+    def _of_these_images(self, truth: dict[str, Any]) -> dict[str, Any]:
         ids = {int(self[index][1]["image_id"]) for index in range(len(self))}
-        truth = self.dataset.ground_truth()
         return {
             **truth,
             "images": [image for image in truth["images"] if image["id"] in ids],

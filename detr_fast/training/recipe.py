@@ -13,6 +13,7 @@ from typing import Any
 SCHEDULES = ("step", "one_cycle")
 AMP_MODES = ("no", "bf16", "fp16")
 NONFINITE_POLICIES = ("stop", "skip")
+MASK_RESOLUTIONS = ("prediction", "image")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Recipe:
         bbox_loss_coef: Weight of the L1 loss.
         giou_loss_coef: Weight of the generalised IoU loss.
         eos_coef: Weight of the no-object class in the classification loss.
+        masks: Whether a mask head is trained on top of the detector: the model becomes the panoptic
+            one of the zoo.
+        mask_loss_coef: Weight of the focal loss of masks.
+        dice_loss_coef: Weight of the dice loss of masks.
+        mask_resolution: Where masks are compared; see `training.mask_losses`.
         nonfinite: What to do with a step whose predictions, loss or gradient hold NaN or Inf:
             "stop" ends the training, "skip" leaves the weights as they were and goes on.
         augment: Whether training images are flipped, resized and cropped at random; otherwise
@@ -84,6 +90,10 @@ class Recipe:
     bbox_loss_coef: float = 5.0
     giou_loss_coef: float = 2.0
     eos_coef: float = 0.1
+    masks: bool = False
+    mask_loss_coef: float = 1.0
+    dice_loss_coef: float = 1.0
+    mask_resolution: str = "prediction"
     nonfinite: str = "stop"
     augment: bool = True
     short_side: int | None = 800
@@ -96,6 +106,7 @@ class Recipe:
             ("schedule", SCHEDULES),
             ("amp", AMP_MODES),
             ("nonfinite", NONFINITE_POLICIES),
+            ("mask_resolution", MASK_RESOLUTIONS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -137,13 +148,37 @@ class Recipe:
         return self.replace(**{name: value for name, value in state.items() if name in known})
 
     def loss_weights(self) -> dict[str, float]:
-        """Weights of the losses of one decoder layer, by the name of the loss."""
+        """Weights of the losses of boxes and classes of one decoder layer, by name."""
         return {
             "loss_ce": 1.0,
             "loss_bbox": self.bbox_loss_coef,
             "loss_giou": self.giou_loss_coef,
         }
 
+    def mask_loss_weights(self) -> dict[str, float]:
+        """Weights of the losses of masks, which only the last layer has, by name."""
+        return {"loss_mask": self.mask_loss_coef, "loss_dice": self.dice_loss_coef}
+
+
+# A small model from scratch on generated shapes, on a CPU.
+_SHAPES = Recipe(
+    model="detr_tiny",
+    pretrained_backbone=False,
+    dropout=0.0,
+    # Without weights from ImageNet the backbone has the most to learn, and classes come last.
+    lr=1e-3,
+    lr_backbone=2e-3,
+    bbox_loss_coef=2.0,
+    giou_loss_coef=1.0,
+    aux_repeats=3,
+    epochs=13,
+    schedule="one_cycle",
+    warmup=0.05,
+    batch_size=16,
+    short_side=None,
+    train_images=8000,
+    val_images=300,
+)
 
 PRESETS: dict[str, Recipe] = {
     # The paper's two schedules: 42.0 AP for ResNet-50 after 500 epochs.
@@ -151,24 +186,16 @@ PRESETS: dict[str, Recipe] = {
     "paper_500": Recipe(epochs=500, lr_drop=400),
     # From published weights to a data set of one's own.
     "finetune": Recipe(pretrained=True, epochs=50, lr_drop=40),
-    # A small model from scratch on generated shapes, on a CPU.
-    "shapes": Recipe(
-        model="detr_tiny",
-        pretrained_backbone=False,
-        dropout=0.0,
-        # Without weights from ImageNet the backbone has the most to learn, and classes come last.
-        lr=1e-3,
-        lr_backbone=2e-3,
-        bbox_loss_coef=2.0,
-        giou_loss_coef=1.0,
-        aux_repeats=3,
-        epochs=13,
-        schedule="one_cycle",
-        warmup=0.05,
-        batch_size=16,
-        short_side=None,
-        train_images=8000,
-        val_images=300,
+    "shapes": _SHAPES,
+    # The same with stuff behind the shapes, and a mask for every segment.
+    "shapes_panoptic": dataclasses.replace(
+        _SHAPES,
+        model="detr_tiny_panoptic",
+        masks=True,
+        mask_loss_coef=10.0,
+        dice_loss_coef=2.0,
+        # Masks of 16 x 16 cells gain most from edges that fall between cells.
+        mask_resolution="image",
     ),
 }
 

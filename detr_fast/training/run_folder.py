@@ -152,6 +152,12 @@ class RunFolder:
                 if name == "test_coco_eval_bbox":
                     pairs = zip(STAT_NAMES, value, strict=True)
                     row.update((f"test_{stat}", number) for stat, number in pairs)
+                elif name == "test_coco_eval_masks":
+                    pairs = zip(STAT_NAMES, value, strict=True)
+                    row.update((f"test_mask_{stat}", number) for stat, number in pairs)
+                elif isinstance(value, Mapping):  # test_PQ_all, _th, _st
+                    group = name.removeprefix("test_PQ_")
+                    row.update((f"test_{stat}_{group}", number) for stat, number in value.items())
                 else:
                     row[name] = value
             rows.append(row)
@@ -192,4 +198,6 @@ def _json_value(value: Any) -> Any:
         return None
     if isinstance(value, list):
         return [_json_value(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _json_value(item) for name, item in value.items()}
     return value

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,8 +114,9 @@ class TrainStep:
         sums: dict[str, Tensor] = {}
         for number, (images, targets) in enumerate(batches, start=1):
             with self._no_reduction_before(number == len(batches)):
-                outputs = self._forward(images)
-                losses = self._criterion(outputs, _to(targets, self._device), normalizer)
+                targets = _to(targets, self._device)
+                outputs = self._forward(images, targets)
+                losses = self._criterion(outputs, targets, normalizer)
                 self._scaler.scale(self._criterion.total(losses)).backward()
             finite_predictions.append(_finite_predictions(outputs))
             for name, value in losses.items():
@@ -130,11 +132,17 @@ class TrainStep:
         self._scaler.update()
         return result
 
-    def _forward(self, images: NestedTensor) -> dict[str, Any]:
+    def _forward(
+        self, images: NestedTensor, targets: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Any]:
         images = images.to(self._device, non_blocking=True)
+        options = {}
+        if "masks" in self._criterion.losses:
+            # Queries that no target is matched with learn no mask, and need none.
+            options["select"] = partial(self._criterion.matched_queries, targets=targets)
         dtype = self._autocast_dtype
         with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-            return self._model(images)
+            return self._model(images, **options)
 
     def _no_reduction_before(self, last: bool) -> contextlib.AbstractContextManager:
         """Gradients travel between processes with the last batch of a step only."""

@@ -20,7 +20,9 @@ from ..data.checks import check_dataset
 from ..data.sampling import SeededSamples
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.evaluate import evaluate
+from ..evaluation.masks import MaskEvaluator
 from ..models.checkpoint import Checkpoint
+from ..models.segmentation import DETRSegmentation
 from . import distributed
 from .checkpoints import write_checkpoint
 from .criterion import SetCriterion, auxiliary_weights
@@ -73,7 +75,8 @@ class Trainer:
             the training set.
         recipe: How to train.
         train_dataset: Gives (image, target) pairs; see `detr_fast.data`.
-        val_dataset: The same with `ground_truth()` and `label_map`, None for no evaluation.
+        val_dataset: The same with `ground_truth()` and `label_map`, for a model with masks also
+            what `evaluation.masks` asks for; None for no evaluation.
         output_dir: Run folder: new, empty, or the one that `resume` lies in. None takes the latter,
             or else the next free of runs/train, runs/train2, ...
         device: Device to train on.
@@ -124,6 +127,7 @@ class Trainer:
         self.model = model.to(self.device, memory_format=torch.channels_last)
         if model.label_map is None:
             model.label_map = train_dataset.label_map
+        self._has_masks = isinstance(model, DETRSegmentation)
         self._train_dataset = train_dataset
         self._val_dataset = val_dataset
         self._check_data = check_data
@@ -254,6 +258,7 @@ class Trainer:
             self.criterion,
             self.device,
             amp=self._step.autocast_dtype,
+            mask_evaluator=MaskEvaluator(self._val_dataset) if self._has_masks else None,
         )
 
     def _train(self, interruption: Interruption) -> bool:
@@ -325,23 +330,28 @@ class Trainer:
         last = epoch + 1 >= self.recipe.epochs or self.state.steps >= self._max_steps
         line = f"epoch {epoch + 1}/{self.recipe.epochs}: "
         line += f"loss {record.get('train_loss', math.nan):.3f}"
-        ap = -math.inf
+        score = -math.inf
         if self._val_dataset is not None and (last or (epoch + 1) % self._eval_every == 0):
             self._progress.phase("evaluating")
             with distributed.naming_lost_ranks(f"evaluation after epoch {epoch + 1}"):
                 figures = self.evaluate()
             record |= {f"test_{name}": value for name, value in figures["losses"].items()}
-            record["test_coco_eval_bbox"] = figures["coco_eval_bbox"]
-            ap = figures["AP"]
-            line += f", AP {ap:.3f}, AP50 {figures['AP50']:.3f}"
+            record |= _test_figures(figures)
+            score = _score(record)
+            line += f", AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}"
+            if "segm" in figures:
+                line += f", mask AP {figures['segm']['AP']:.3f}"
+            if "panoptic" in figures:
+                line += f", PQ {figures['panoptic']['PQ']:.3f}"
         record["epoch"] = epoch
         record["n_parameters"] = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self._last_record = record
         self.state.unlogged = None
         if not distributed.is_main_process():
             return
-        if ap > self._best:
-            self._best = ap
+        if score > self._best:
+            self._best = score
+            ap = record["test_coco_eval_bbox"][0]
             best = {**self.state.weights(), **self._provenance, "epoch": epoch, "AP": ap}
             write_checkpoint(best, self.folder.best)
         self.folder.append(record)
@@ -363,8 +373,8 @@ class Trainer:
 
     def _open_folder(self) -> RunFolder:
         folder, records = _in_first_process(self._open_folder_and_log)
-        figures = [r["test_coco_eval_bbox"] for r in records if "test_coco_eval_bbox" in r]
-        self._best = max((ap for ap, *_ in figures), default=-math.inf)
+        scores = (_score(record) for record in records if "test_coco_eval_bbox" in record)
+        self._best = max(scores, default=-math.inf)
         if any(record["epoch"] == self.state.epoch - 1 for record in records):
             self.state.unlogged = None
         return folder
@@ -380,14 +390,42 @@ class Trainer:
 def build_criterion(model: nn.Module, recipe: Recipe) -> SetCriterion:
     """DETR's criterion for a model, with the costs and weights of a recipe."""
     layers = len(model.transformer.decoder.layers) if getattr(model, "aux_loss", False) else 1
+    weights = auxiliary_weights(recipe.loss_weights(), layers)
+    losses = ["labels", "boxes", "cardinality"]
+    if isinstance(model, DETRSegmentation):
+        weights |= recipe.mask_loss_weights()
+        losses.append("masks")
     return SetCriterion(
         model.num_classes,
         HungarianMatcher(recipe.set_cost_class, recipe.set_cost_bbox, recipe.set_cost_giou),
-        auxiliary_weights(recipe.loss_weights(), layers),
+        weights,
         recipe.eos_coef,
-        ["labels", "boxes", "cardinality"],
+        losses,
         recipe.aux_repeats,
+        recipe.mask_resolution,
     )
+
+
+def _test_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation under the names of the original's logs."""
+    record: dict[str, Any] = {"test_coco_eval_bbox": figures["coco_eval_bbox"]}
+    if "segm" in figures:
+        record["test_coco_eval_masks"] = figures["segm"]["coco_eval_masks"]
+    if "panoptic" in figures:
+        for group, suffix in (("all", ""), ("th", "_th"), ("st", "_st")):
+            record[f"test_PQ_{group}"] = {
+                name.lower(): figures["panoptic"][name + suffix] for name in ("PQ", "SQ", "RQ")
+            }
+    return record
+
+
+def _score(record: Mapping[str, Any]) -> float:
+    """What the best weights are chosen by: PQ, or AP of masks, or AP of boxes."""
+    if "test_PQ_all" in record:
+        # Null in a log where no class occurs.
+        quality = record["test_PQ_all"]["pq"]
+        return -math.inf if quality is None else quality
+    return record.get("test_coco_eval_masks", record["test_coco_eval_bbox"])[0]
 
 
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:

@@ -46,11 +46,7 @@ def draw_boxes(
             f"{len(boxes)} boxes, {len(class_ids)} class ids and {len(captions)} captions; "
             "expected equal lengths"
         )
-    factor = _enlargement(image.size) if enlarge else 1
-    canvas = image.convert("RGB")  # a copy, also of an RGB picture
-    if factor > 1:
-        size = (image.width * factor, image.height * factor)
-        canvas = canvas.resize(size, Image.Resampling.BICUBIC)
+    canvas, factor = enlarged(image, enlarge)
     width, height = canvas.size
     limits = np.array([width - 1, height - 1] * 2)
     boxes = np.clip(np.rint(boxes * factor), 0, limits)
@@ -58,9 +54,7 @@ def draw_boxes(
     boxes = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     draw = ImageDraw.Draw(canvas)
     line = max(2, round((width * height) ** 0.5 / 300))
-    # Many captions are smaller, to hide less of what they are about.
-    letters = (width * height) ** 0.5 / (38 if len(boxes) <= 12 else 48)
-    font = _font(max(10, round(letters)))
+    font = _caption_font(canvas.size, len(boxes))
     colours = [class_colour(class_id) for class_id in class_ids]
 
     for box, colour in reversed(list(zip(boxes.tolist(), colours, strict=True))):
@@ -74,6 +68,46 @@ def draw_boxes(
     return canvas
 
 
+def draw_captions(
+    image: Image.Image,
+    places: Sequence[tuple[float, float]],
+    captions: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+) -> Image.Image:
+    """Write captions on a picture, each about the middle of its place.
+
+    Args:
+        image: the picture; it is modified.
+        places: x and y in pixels of each caption, which is moved where it would leave the picture.
+        captions: n texts, most important first, which lie on top.
+        colours: n colours of what they are written on.
+
+    Returns:
+        `image`.
+    """
+    draw = ImageDraw.Draw(image)
+    font = _caption_font(image.size, len(captions))
+    labels = []
+    for (x, y), caption, colour in zip(places, captions, colours, strict=True):
+        width, height = (side + 6 for side in draw.textbbox((0, 0), caption, font=font)[2:])
+        left = min(max(x - width / 2, 0), max(0, image.width - width))
+        top = min(max(y - height / 2, 0), max(0, image.height - height))
+        labels.append(((left, top, left + width, top + height), caption, colour))
+    for place, caption, colour in reversed(labels):
+        _label(draw, place, caption, colour, font)
+    return image
+
+
+def enlarged(image: Image.Image, enlarge: bool = True) -> tuple[Image.Image, int]:
+    """A copy in RGB, enlarged where captions could not be read, and by which whole factor."""
+    factor = _enlargement(image.size) if enlarge else 1
+    canvas = image.convert("RGB")  # a copy, also of an RGB picture
+    if factor > 1:
+        size = (image.width * factor, image.height * factor)
+        canvas = canvas.resize(size, Image.Resampling.BICUBIC)
+    return canvas, factor
+
+
 @functools.cache
 def class_colour(class_id: int) -> tuple[int, int, int]:
     """A saturated RGB colour for a class, the same always; neighbouring ids differ strongly."""
@@ -85,6 +119,12 @@ def class_colour(class_id: int) -> tuple[int, int, int]:
 
 def _enlargement(size: tuple[int, int]) -> int:
     return min(_LARGEST_FACTOR, max(1, -(-_SMALLEST_SIDE // max(size))))
+
+
+def _caption_font(size: tuple[int, int], captions: int) -> ImageFont.FreeTypeFont:
+    # Many captions are smaller, to hide less of what they are about.
+    letters = (size[0] * size[1]) ** 0.5 / (38 if captions <= 12 else 48)
+    return _font(max(10, round(letters)))
 
 
 @functools.cache
