@@ -119,6 +119,10 @@ struct Simd<double> {
   }
 
   static Vector load(const float* p) { return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p)); }
+  static Vector load_first(int count, const float* p) {
+    const auto some = static_cast<__mmask8>((1u << count) - 1);
+    return _mm512_maskz_cvtps_pd(0xff, _mm256_maskz_loadu_ps(some, p));
+  }
   static Vector lower(double* values, Vector candidates, int* tags, int tag) {
     const Vector held = load(values);
     const __mmask8 is_lower = _mm512_cmp_pd_mask(candidates, held, _CMP_LT_OQ);
@@ -215,6 +219,10 @@ struct Simd<double> {
   }
 
   static Vector load(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+  static Vector load_first(int count, const float* p) {
+    const __m128i some = _mm_cmpgt_epi32(_mm_set1_epi32(count), _mm_setr_epi32(0, 1, 2, 3));
+    return _mm256_cvtps_pd(_mm_maskload_ps(p, some));
+  }
   static Vector lower(double* values, Vector candidates, int* tags, int tag) {
     const Vector held = load(values);
     const __m256 is_lower = _mm256_castpd_ps(_mm256_cmp_pd(candidates, held, _CMP_LT_OQ));
@@ -304,6 +312,9 @@ struct Simd {
 
   static Vector load(const std::conditional_t<sizeof(T) == 8, float, double>* p) {
     return make([&](int k) { return p[k]; });
+  }
+  static Vector load_first(int count, const std::conditional_t<sizeof(T) == 8, float, double>* p) {
+    return make([=](int k) { return k < count ? p[k] : 0; });
   }
   static Vector lower(T* values, Vector candidates, int* tags, int tag) {
     return make([&](int k) {

@@ -18,20 +18,21 @@ class SimdColumns {
 
  public:
   static size_t bytes(int rows, int columns) {
-    return static_cast<size_t>(columns) * (2 * sizeof(double) + sizeof(Cost) + 2 * sizeof(int)) +
+    return static_cast<size_t>(padded(columns)) * (2 * sizeof(double) + sizeof(Cost) + sizeof(int)) +
+           static_cast<size_t>(columns) * sizeof(int) +
            static_cast<size_t>(rows) * (sizeof(Settled) + sizeof(int));
   }
 
   // Row i is at cost + i * row_stride; `storage` has bytes(rows, columns), aligned for double.
   SimdColumns(const Cost* cost, int64_t row_stride, int rows, int columns, void* storage)
       : cost_(cost), row_stride_(row_stride), rows_(rows), columns_(columns) {
-    settled_ = static_cast<Settled*>(storage);
-    v_ = reinterpret_cast<double*>(settled_ + rows);
-    distance_ = v_ + columns;
-    price_ = reinterpret_cast<Cost*>(distance_ + columns);
-    row_of_ = reinterpret_cast<int*>(price_ + columns);
-    predecessor_ = row_of_ + columns;
-    column_of_ = predecessor_ + columns;
+    v_ = static_cast<double*>(storage);
+    distance_ = v_ + padded(columns);
+    settled_ = reinterpret_cast<Settled*>(distance_ + padded(columns));
+    price_ = reinterpret_cast<Cost*>(settled_ + rows);
+    predecessor_ = reinterpret_cast<int*>(price_ + padded(columns));
+    row_of_ = predecessor_ + padded(columns);
+    column_of_ = row_of_ + columns;
   }
 
   int rows() const { return rows_; }
@@ -79,7 +80,9 @@ class SimdColumns {
   }
 
   void publish() {
-    if (unassigned_ > 0) std::fill_n(price_, columns_, Cost{0});
+    if (unassigned_ == 0) return;
+    std::fill_n(price_, columns_, Cost{0});
+    std::fill(price_ + columns_, price_ + padded(columns_), -kInfinite);
   }
 
   int waiting(int place) const { return predecessor_[place]; }
@@ -106,32 +109,33 @@ class SimdColumns {
 
   void begin_paths() {
     if (unassigned_ == 0) return;
-    for (int j = 0; j < columns_; ++j) v_[j] = price_[j];
+    for (int j = 0; j < padded(columns_); ++j) v_[j] = price_[j];
     scale_ = may_bid_ ? 1 : kScaleBeyond<Cost>;
     begin_path();
   }
 
   Nearest relax(int row, double base) {
     const Cost* c = row_of_costs(row);
-    if (columns_ < D::kLanes) return relax_with_care(c, row, base);
     const double* v = v_;
     double* distance = distance_;
     int* predecessor = predecessor_;
     const auto bases = D::broadcast(base), scale = D::broadcast(scale_);
     auto low0 = D::broadcast(kInfinity), low1 = low0, low2 = low0, low3 = low0;
-    const auto lower = [=](int j, typename D::Vector low) {
-      auto costs = D::load(c + j);
+    const auto lower = [=](int j, typename D::Vector costs, typename D::Vector low) {
       if (kScaleBeyond<Cost> != 1) costs = D::mul(costs, scale);
       const auto through = D::add(D::sub(costs, D::load(v + j)), bases);
       return D::min(low, D::lower(distance + j, through, predecessor + j, row));
     };
-    for_each_block<double>(columns_, [&](int j0, int j1, int j2, int j3) {
-      low0 = lower(j0, low0);
-      low1 = lower(j1, low1);
-      low2 = lower(j2, low2);
-      low3 = lower(j3, low3);
-      return false;
-    });
+    constexpr int kLanes = D::kLanes;
+    int j = 0;
+    for (; j + 4 * kLanes <= columns_; j += 4 * kLanes) {
+      low0 = lower(j, D::load(c + j), low0);
+      low1 = lower(j + kLanes, D::load(c + j + kLanes), low1);
+      low2 = lower(j + 2 * kLanes, D::load(c + j + 2 * kLanes), low2);
+      low3 = lower(j + 3 * kLanes, D::load(c + j + 3 * kLanes), low3);
+    }
+    for (; j + kLanes <= columns_; j += kLanes) low0 = lower(j, D::load(c + j), low0);
+    if (j < columns_) low1 = lower(j, D::load_first(columns_ - j, c + j), low1);
     const double low = D::lowest(D::min(D::min(low0, low1), D::min(low2, low3)));
     return {low, low < kInfinity ? nearest_at(low) : columns_};
   }
@@ -169,11 +173,18 @@ class SimdColumns {
 
   static constexpr Cost kInfinite = static_cast<Cost>(kInfinity);
 
+  // Arrays over columns end with whole vectors; behind the last column v and the price are -inf, so
+  // that nothing there is near.
+  static int padded(int columns) {
+    constexpr int kStep = 4 * D::kLanes > V::kLanes ? 4 * D::kLanes : V::kLanes;
+    return (columns + kStep - 1) / kStep * kStep;
+  }
+
   const Cost* row_of_costs(int row) const { return cost_ + row * row_stride_; }
 
   void begin_path() {
     count_settled_ = 0;
-    std::fill_n(distance_, columns_, kInfinity);
+    std::fill_n(distance_, padded(columns_), kInfinity);
   }
 
   static Cost total(Vector a) {
@@ -198,41 +209,25 @@ class SimdColumns {
 
   // Of the reduced costs c - price, rounded to Cost.
   LowestTwo<Cost> lowest_reduced(const Cost* c) const {
+    constexpr int kLanes = V::kLanes;
     const Cost* price = price_;
-    if (columns_ >= V::kLanes) {
-      return lowest_two<Cost>(
-          columns_, [=](int j) { return V::sub(V::load(c + j), V::load(price + j)); });
+    const auto at = [=](int j) { return V::sub(V::load(c + j), V::load(price + j)); };
+    LowestTwoInLanes<Cost> lanes0, lanes1, lanes2, lanes3;
+    int j = 0;
+    for (; j + 4 * kLanes <= columns_; j += 4 * kLanes) {
+      lanes0.take(at(j), j);
+      lanes1.take(at(j + kLanes), j + kLanes);
+      lanes2.take(at(j + 2 * kLanes), j + 2 * kLanes);
+      lanes3.take(at(j + 3 * kLanes), j + 3 * kLanes);
     }
-    LowestTwo<Cost> lowest{kInfinite, kInfinite, 0};
-    for (int j = 0; j < columns_; ++j) {
-      const Cost s = c[j] - price[j];
-      if (s < lowest.first) {
-        lowest = {s, lowest.first, j};
-      } else if (s < lowest.second) {
-        lowest.second = s;
-      }
+    for (; j + kLanes <= columns_; j += kLanes) lanes0.take(at(j), j);
+    if (j < columns_) {
+      lanes1.take(V::sub(V::load_first(columns_ - j, c + j), V::load(price + j)), j);
     }
-    return lowest;
-  }
-
-  Nearest relax_with_care(const Cost* c, int row, double base) {
-    double low = kInfinity;
-    for (int j = 0; j < columns_; ++j) {
-      const double through = (c[j] * scale_ - v_[j]) + base;
-      if (through < distance_[j]) {
-        distance_[j] = through;
-        predecessor_[j] = row;
-      }
-      if (distance_[j] < low) low = distance_[j];
-    }
-    if (low == kInfinity) return {low, columns_};
-    int column = -1;
-    for (int j = 0; j < columns_; ++j) {
-      if (distance_[j] == low && (column < 0 || (row_of_[j] < 0 && row_of_[column] >= 0))) {
-        column = j;
-      }
-    }
-    return {low, column};
+    lanes0.join(lanes1);
+    lanes2.join(lanes3);
+    lanes0.join(lanes2);
+    return lanes0.result();
   }
 
   // The first free column at that distance, or if there is none the first one; there is one.
@@ -246,18 +241,16 @@ class SimdColumns {
         if (row_of_[column] < 0) first_free = column;
       }
     };
-    for_each_block<double>(columns_, [&](int j0, int j1, int j2, int j3) {
-      const uint64_t bits0 = D::equal(D::load(distance_ + j0), wanted);
-      const uint64_t bits1 = D::equal(D::load(distance_ + j1), wanted);
-      const uint64_t bits2 = D::equal(D::load(distance_ + j2), wanted);
-      const uint64_t bits3 = D::equal(D::load(distance_ + j3), wanted);
-      if (!(bits0 | bits1 | bits2 | bits3)) return false;
-      look(bits0, j0);
-      look(bits1, j1);
-      look(bits2, j2);
-      look(bits3, j3);
-      return first_free < columns_;
-    });
+    constexpr int kLanes = D::kLanes;
+    const double* distances = distance_;
+    for (int j = 0; j < columns_ && first_free == columns_; j += 4 * kLanes) {
+      const uint64_t bits0 = D::equal(D::load(distances + j), wanted);
+      const uint64_t bits1 = D::equal(D::load(distances + j + kLanes), wanted);
+      const uint64_t bits2 = D::equal(D::load(distances + j + 2 * kLanes), wanted);
+      const uint64_t bits3 = D::equal(D::load(distances + j + 3 * kLanes), wanted);
+      if (!(bits0 | bits1 | bits2 | bits3)) continue;
+      look(bits0 | bits1 << kLanes | bits2 << 2 * kLanes | bits3 << 3 * kLanes, j);
+    }
     return first_free < columns_ ? first_free : first;
   }
 
@@ -265,12 +258,12 @@ class SimdColumns {
   int64_t row_stride_;
   int rows_;
   int columns_;
+  double* v_;         // [padded] -inf once settled
+  double* distance_;  // [padded] +inf once settled
   Settled* settled_;  // [rows]
-  double* v_;         // [columns] -inf once settled
-  double* distance_;  // [columns] +inf once settled
-  Cost* price_;       // [columns] v while rows bid
+  Cost* price_;       // [padded] v while rows bid
+  int* predecessor_;  // [padded] rows that wait, before there are paths
   int* row_of_;       // [columns]
-  int* predecessor_;  // [columns] rows that wait, before there are paths
   int* column_of_;    // [rows]
   int unassigned_ = 0;
   int count_settled_ = 0;

@@ -83,41 +83,5 @@ class LowestTwoInLanes {
   typename V::Indices at_;
 };
 
-// kLanes times infinity and then kLanes times zero.
-template <class T>
-struct Tail {
-  constexpr Tail() : values() {
-    for (int k = 0; k < Simd<T>::kLanes; ++k) values[k] = static_cast<T>(kInfinity);
-  }
-  T values[2 * Simd<T>::kLanes];
-};
-
-// Of values(j), a vector of what is at j and behind, for all of [0, count); infinite entries are as
-// good as none. Some values are asked for twice.
-template <class T, class Values>
-inline LowestTwo<T> lowest_two(int count, const Values& values) {
-  using V = Simd<T>;
-  static constexpr Tail<T> kTail{};
-  constexpr int kLanes = V::kLanes;
-  LowestTwoInLanes<T> lanes0, lanes1, lanes2, lanes3;
-  int j = 0;
-  for (; j + 4 * kLanes <= count; j += 4 * kLanes) {
-    lanes0.take(values(j), j);
-    lanes1.take(values(j + kLanes), j + kLanes);
-    lanes2.take(values(j + 2 * kLanes), j + 2 * kLanes);
-    lanes3.take(values(j + 3 * kLanes), j + 3 * kLanes);
-  }
-  for (; j + kLanes <= count; j += kLanes) lanes0.take(values(j), j);
-  if (j < count) {
-    // None may be taken twice: those before j get an infinite summand.
-    const int last = count - kLanes;
-    lanes1.take(V::add(values(last), V::load(kTail.values + count - j)), last);
-  }
-  lanes0.join(lanes1);
-  lanes2.join(lanes3);
-  lanes0.join(lanes2);
-  return lanes0.result();
-}
-
 }  // namespace DETR_FAST_CAPABILITY
 }  // namespace detr_fast
