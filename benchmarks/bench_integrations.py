@@ -80,9 +80,9 @@ def train(build, monkeypatch):
     model, matcher = build()
     forward, spent = matcher.forward, []
 
-    def timed(self, *arguments):
+    def timed(self, *arguments, **named):
         start = time.perf_counter()
-        found = forward(self, *arguments)
+        found = forward(self, *arguments, **named)
         spent.append(time.perf_counter() - start)
         return found
 
