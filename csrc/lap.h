@@ -9,7 +9,7 @@
 // column reduction is not.
 //
 // A row that bids takes the column with its lowest c - v, whoever has it, and lowers v of the column
-// until its second choice would be as good; the loser bids next. Bids compare c - v rounded to Cost,
+// until its second choice would be as good; the loser bids again later. Bids compare c - v rounded to Cost,
 // and v is a Cost as long as there are bids: where one rounded number is below another, so is the
 // exact one, and v is rounded up, so no better exchange is rounded away. Paths are in float64.
 //
@@ -27,7 +27,8 @@
 //   publish()             makes the claims visible to every lane
 //   column_of(row), row_of(column)   the assigned partner, -1 for none
 //   may_bid()             whether no finite cost is beyond kLargestCost
-//   bid(row)              the row that loses its column to `row`; -1 for none
+//   bid(row, place)       true if a row lost its column to `row`; it is then waiting(place), place
+//                         in [0, rows)
 //   begin_paths()         there are no bids from here on
 //   relax(row, base)      distances through `row`; the nearest column that is not settled
 //   settle(nearest)       takes that column off; the base for relaxing the row assigned to it
@@ -56,7 +57,7 @@ template <class Cost>
 constexpr double kScaleBeyond = sizeof(Cost) == sizeof(float) ? 1.0 : 0x1p-124;
 
 // Rows with equal wishes bid against each other in small steps; a path settles that at once.
-constexpr int kBidsPerRow = 8;
+constexpr int kBidsPerRow = 4;
 
 enum class LapStatus : int {
   kOptimal = 0,
@@ -95,13 +96,26 @@ HOST_DEVICE Cost price_after_bid(Cost c, Cost second) {
   return next_above(c + next_above(-second));
 }
 
-// Lets the rows without a column bid, each until nobody loses one.
+// Lets the rows without a column bid, one after another; whoever loses one waits behind the others.
 template <class Columns>
 HOST_DEVICE void assign_by_bids(Columns& columns) {
-  long long bids = static_cast<long long>(kBidsPerRow) * columns.rows();
-  for (int row = 0; row < columns.rows(); ++row) {
+  const int rows = columns.rows();
+  int next = 0, first = 0, waiting = 0;
+  for (long long bids = static_cast<long long>(kBidsPerRow) * rows; bids > 0;) {
+    int row = next;
+    if (next < rows) {
+      ++next;
+    } else if (waiting > 0) {
+      row = columns.waiting(first);
+      first = first + 1 < rows ? first + 1 : 0;
+      --waiting;
+    } else {
+      return;
+    }
     if (columns.column_of(row) >= 0) continue;
-    for (int bidder = row; bidder >= 0 && bids > 0; --bids) bidder = columns.bid(bidder);
+    const int last = first + waiting;
+    waiting += columns.bid(row, last < rows ? last : last - rows);
+    --bids;
   }
 }
 

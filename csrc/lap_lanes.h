@@ -29,7 +29,7 @@ struct LaneArrays {
   int* column_of_row;  // [rows]
   int* row_of_column;  // [columns]
   double* v;           // [columns]
-  int* predecessor;    // [columns] the row that reached it
+  int* predecessor;    // [columns] the row that reached it; before there are paths, rows that wait
 };
 
 // The slot of column j is j.
@@ -220,7 +220,9 @@ class LaneColumns {
     lanes_.sync();
   }
 
-  HOST_DEVICE int bid(int row) {
+  HOST_DEVICE int waiting(int place) const { return arrays_.predecessor[place]; }
+
+  HOST_DEVICE bool bid(int row, int place) {
     Cost own_first = kInfinite, own_second = kInfinite;
     int column = cost_.columns;
     for_own_costs(row, [&](int slot, int j, Cost c) {
@@ -235,9 +237,9 @@ class LaneColumns {
     double second = owns(column) ? own_second : own_first;
     int unused = 0;
     lanes_.argmin(second, unused);
-    if (!(first < second) || second == kInfinity) return -1;
+    if (!(first < second) || second == kInfinity) return false;
     const Cost price = price_after_bid(cost_.at(row, column), static_cast<Cost>(second));
-    if (!(price < arrays_.v[column])) return -1;
+    if (!(price < arrays_.v[column])) return false;
     const int loser = row_of(column);
     lanes_.sync();
     if (owns(column)) {
@@ -246,13 +248,17 @@ class LaneColumns {
       arrays_.v[column] = price;
       arrays_.row_of_column[column] = row;
       arrays_.column_of_row[row] = column;
-      if (loser >= 0) arrays_.column_of_row[loser] = -1;
+      if (loser >= 0) {
+        arrays_.column_of_row[loser] = -1;
+        arrays_.predecessor[place] = loser;
+      }
     }
     lanes_.sync();
-    return loser;
+    return loser >= 0;
   }
 
   HOST_DEVICE void begin_paths() {
+    lanes_.sync();
     for_own_columns([&](int slot, int) { slots_.forget(slot); });
   }
 

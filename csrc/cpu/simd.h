@@ -16,7 +16,8 @@ namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
 // Simd<T>: kLanes values of T in a Vector. Comparisons give one bit a lane, lane 0 the lowest.
-// load_first(count, p) reads `count` values, the other lanes are 0;
+// Indices has an int for each lane; track(low, at, a, indices) takes the lanes of a that are lower than
+// low, with their indices. load_first(count, p) reads `count` values, the other lanes are 0;
 // select(bits, a, b) takes the lanes of a where the bit is set.
 // Simd<double> also loads floats, and lower(values, candidates, tags, tag) stores the candidates that
 // are lower than the values, with the tag, and returns the lower of both.
@@ -64,6 +65,19 @@ struct Simd<float> {
   static Vector select(uint64_t bits, Vector a, Vector b) {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b, a);
   }
+
+  using Indices = __m512i;
+  static Indices indices(int j) { return _mm512_set1_epi32(j); }
+  static int index(Indices at, int lane) {
+    int all[kLanes];
+    _mm512_storeu_si512(all, at);
+    return all[lane];
+  }
+  static void track(Vector& low, Indices& at, Vector a, Indices j) {
+    const __mmask16 lower = _mm512_cmp_ps_mask(a, low, _CMP_LT_OQ);
+    at = _mm512_mask_blend_epi32(lower, at, j);
+    low = min(a, low);
+  }
 };
 
 template <>
@@ -90,7 +104,25 @@ struct Simd<double> {
   static Vector select(uint64_t bits, Vector a, Vector b) {
     return _mm512_mask_blend_pd(static_cast<__mmask8>(bits), b, a);
   }
+
+  using Indices = __m512i;
+  static Indices indices(int j) { return _mm512_set1_epi64(j); }
+  static int index(Indices at, int lane) {
+    int64_t all[kLanes];
+    _mm512_storeu_si512(all, at);
+    return static_cast<int>(all[lane]);
+  }
+  static void track(Vector& low, Indices& at, Vector a, Indices j) {
+    const __mmask8 lower = _mm512_cmp_pd_mask(a, low, _CMP_LT_OQ);
+    at = _mm512_mask_blend_epi64(lower, at, j);
+    low = min(a, low);
+  }
+
   static Vector load(const float* p) { return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p)); }
+  static Vector load_first(int count, const float* p) {
+    const auto some = static_cast<__mmask8>((1u << count) - 1);
+    return _mm512_maskz_cvtps_pd(0xff, _mm256_maskz_loadu_ps(some, p));
+  }
   static Vector lower(double* values, Vector candidates, int* tags, int tag) {
     const Vector held = load(values);
     const __mmask8 is_lower = _mm512_cmp_pd_mask(candidates, held, _CMP_LT_OQ);
@@ -130,6 +162,19 @@ struct Simd<float> {
     const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane);
     return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(chosen));
   }
+
+  using Indices = __m256i;
+  static Indices indices(int j) { return _mm256_set1_epi32(j); }
+  static int index(Indices at, int lane) {
+    int all[kLanes];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), at);
+    return all[lane];
+  }
+  static void track(Vector& low, Indices& at, Vector a, Indices j) {
+    const __m256i lower = _mm256_castps_si256(_mm256_cmp_ps(a, low, _CMP_LT_OQ));
+    at = _mm256_blendv_epi8(at, j, lower);
+    low = min(a, low);
+  }
 };
 
 template <>
@@ -159,7 +204,25 @@ struct Simd<double> {
     const __m256i chosen = _mm256_cmpeq_epi64(_mm256_and_si256(all, lane), lane);
     return _mm256_blendv_pd(b, a, _mm256_castsi256_pd(chosen));
   }
+
+  using Indices = __m256i;
+  static Indices indices(int j) { return _mm256_set1_epi64x(j); }
+  static int index(Indices at, int lane) {
+    int64_t all[kLanes];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), at);
+    return static_cast<int>(all[lane]);
+  }
+  static void track(Vector& low, Indices& at, Vector a, Indices j) {
+    const __m256i lower = _mm256_castpd_si256(_mm256_cmp_pd(a, low, _CMP_LT_OQ));
+    at = _mm256_blendv_epi8(at, j, lower);
+    low = min(a, low);
+  }
+
   static Vector load(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+  static Vector load_first(int count, const float* p) {
+    const __m128i some = _mm_cmpgt_epi32(_mm_set1_epi32(count), _mm_setr_epi32(0, 1, 2, 3));
+    return _mm256_cvtps_pd(_mm_maskload_ps(p, some));
+  }
   static Vector lower(double* values, Vector candidates, int* tags, int tag) {
     const Vector held = load(values);
     const __m256 is_lower = _mm256_castpd_ps(_mm256_cmp_pd(candidates, held, _CMP_LT_OQ));
@@ -228,8 +291,30 @@ struct Simd {
   static Vector select(uint64_t bits, Vector a, Vector b) {
     return make([&](int k) { return bits >> k & 1 ? a.lane[k] : b.lane[k]; });
   }
+
+  struct Indices {
+    int lane[kLanes];
+  };
+  static Indices indices(int j) {
+    Indices all;
+    for (int k = 0; k < kLanes; ++k) all.lane[k] = j;
+    return all;
+  }
+  static int index(const Indices& at, int lane) { return at.lane[lane]; }
+  static void track(Vector& low, Indices& at, Vector a, const Indices& j) {
+    for (int k = 0; k < kLanes; ++k) {
+      if (a.lane[k] < low.lane[k]) {
+        low.lane[k] = a.lane[k];
+        at.lane[k] = j.lane[k];
+      }
+    }
+  }
+
   static Vector load(const std::conditional_t<sizeof(T) == 8, float, double>* p) {
     return make([&](int k) { return p[k]; });
+  }
+  static Vector load_first(int count, const std::conditional_t<sizeof(T) == 8, float, double>* p) {
+    return make([=](int k) { return k < count ? p[k] : 0; });
   }
   static Vector lower(T* values, Vector candidates, int* tags, int tag) {
     return make([&](int k) {
@@ -251,24 +336,6 @@ struct Simd {
 };
 
 #endif
-
-// Calls block(first, second, third, fourth) with the first columns of four vectors at a time, in
-// ascending order, until they have covered [0, count), count >= kLanes; some columns may come twice.
-// Stops where `block` returns true.
-template <class T, class Block>
-inline void for_each_block(int count, const Block& block) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  int j = 0;
-  for (; j + 4 * kLanes <= count; j += 4 * kLanes) {
-    if (block(j, j + kLanes, j + 2 * kLanes, j + 3 * kLanes)) return;
-  }
-  if (j == count) return;
-  // The rest as four vectors as well: the last 4 * kLanes columns, or fewer in overlapping vectors.
-  if (count >= 4 * kLanes) j = count - 4 * kLanes;
-  const int last = count - kLanes;
-  const int stride = (last - j + 2) / 3;
-  block(j, j + stride, j + 2 * stride < last ? j + 2 * stride : last, last);
-}
 
 }  // namespace DETR_FAST_CAPABILITY
 }  // namespace detr_fast

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../lap.h"
-#include "simd.h"
+#include "simd_search.h"
 
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
@@ -18,20 +18,21 @@ class SimdColumns {
 
  public:
   static size_t bytes(int rows, int columns) {
-    return static_cast<size_t>(columns) * (2 * sizeof(double) + sizeof(Cost) + 2 * sizeof(int)) +
+    return static_cast<size_t>(padded(columns)) * (2 * sizeof(double) + sizeof(Cost) + sizeof(int)) +
+           static_cast<size_t>(columns) * sizeof(int) +
            static_cast<size_t>(rows) * (sizeof(Settled) + sizeof(int));
   }
 
   // Row i is at cost + i * row_stride; `storage` has bytes(rows, columns), aligned for double.
   SimdColumns(const Cost* cost, int64_t row_stride, int rows, int columns, void* storage)
       : cost_(cost), row_stride_(row_stride), rows_(rows), columns_(columns) {
-    settled_ = static_cast<Settled*>(storage);
-    v_ = reinterpret_cast<double*>(settled_ + rows);
-    distance_ = v_ + columns;
-    price_ = reinterpret_cast<Cost*>(distance_ + columns);
-    row_of_ = reinterpret_cast<int*>(price_ + columns);
-    predecessor_ = row_of_ + columns;
-    column_of_ = predecessor_ + columns;
+    v_ = static_cast<double*>(storage);
+    distance_ = v_ + padded(columns);
+    settled_ = reinterpret_cast<Settled*>(distance_ + padded(columns));
+    price_ = reinterpret_cast<Cost*>(settled_ + rows);
+    predecessor_ = reinterpret_cast<int*>(price_ + padded(columns));
+    row_of_ = predecessor_ + padded(columns);
+    column_of_ = row_of_ + columns;
   }
 
   int rows() const { return rows_; }
@@ -68,7 +69,7 @@ class SimdColumns {
     const Cost sum = total(V::add(V::add(sum0, sum1), V::add(sum2, sum3)));
     if (!(sum < kLargestCost<Cost>)) return row_minimum_with_care(c);
     const Cost low = V::lowest(V::min(V::min(low0, low1), V::min(low2, low3)));
-    return {low, first_equal(low, [&](int j) { return V::load(c + j); })};
+    return {low, first_equal(columns_, low, [=](int j) { return V::load(c + j); })};
   }
 
   void claim(int row, int column) {
@@ -79,57 +80,62 @@ class SimdColumns {
   }
 
   void publish() {
-    if (unassigned_ > 0) std::fill_n(price_, columns_, Cost{0});
+    if (unassigned_ == 0) return;
+    std::fill_n(price_, columns_, Cost{0});
+    std::fill(price_ + columns_, price_ + padded(columns_), -kInfinite);
   }
 
-  int bid(int row) {
+  int waiting(int place) const { return predecessor_[place]; }
+
+  bool bid(int row, int place) {
     const Cost* c = row_of_costs(row);
-    const Pair lowest = columns_ < V::kLanes ? two_lowest_with_care(c) : two_lowest(c);
-    if (!(lowest.first < lowest.second) || lowest.second == kInfinite) return -1;
-    const int j = column_with(lowest.first, c);
-    const Cost price = price_after_bid(c[j], lowest.second);
-    if (!(price < price_[j])) return -1;
+    const LowestTwo<Cost> reduced = lowest_reduced(c);
+    if (!(reduced.first < reduced.second) || reduced.second == kInfinite) return false;
+    const int j = reduced.index;
+    const Cost price = price_after_bid(c[j], reduced.second);
+    if (!(price < price_[j])) return false;
     price_[j] = price;
     const int loser = row_of_[j];
-    if (loser >= 0) {
-      column_of_[loser] = -1;
-    } else {
-      --unassigned_;
-    }
     row_of_[j] = row;
     column_of_[row] = j;
-    return loser;
+    if (loser < 0) {
+      --unassigned_;
+      return false;
+    }
+    column_of_[loser] = -1;
+    predecessor_[place] = loser;
+    return true;
   }
 
   void begin_paths() {
     if (unassigned_ == 0) return;
-    for (int j = 0; j < columns_; ++j) v_[j] = price_[j];
+    for (int j = 0; j < padded(columns_); ++j) v_[j] = price_[j];
+    scale_ = may_bid_ ? 1 : kScaleBeyond<Cost>;
     begin_path();
   }
 
   Nearest relax(int row, double base) {
     const Cost* c = row_of_costs(row);
-    if (columns_ < D::kLanes) return relax_with_care(c, row, base);
-    const auto bases = D::broadcast(base);
-    auto low0 = D::broadcast(kInfinity), low1 = low0, low2 = low0, low3 = low0;
     const double* v = v_;
     double* distance = distance_;
     int* predecessor = predecessor_;
-    const auto scale = D::broadcast(may_bid_ ? 1 : kScaleBeyond<Cost>);
-    const auto scaled = [=](typename D::Vector costs) {
-      return kScaleBeyond<Cost> == 1 ? costs : D::mul(costs, scale);
-    };
-    const auto lower = [=](int j, typename D::Vector low) {
-      const auto through = D::add(D::sub(scaled(D::load(c + j)), D::load(v + j)), bases);
+    const auto bases = D::broadcast(base), scale = D::broadcast(scale_);
+    auto low0 = D::broadcast(kInfinity), low1 = low0, low2 = low0, low3 = low0;
+    const auto lower = [=](int j, typename D::Vector costs, typename D::Vector low) {
+      if (kScaleBeyond<Cost> != 1) costs = D::mul(costs, scale);
+      const auto through = D::add(D::sub(costs, D::load(v + j)), bases);
       return D::min(low, D::lower(distance + j, through, predecessor + j, row));
     };
-    for_each_block<double>(columns_, [&](int j0, int j1, int j2, int j3) {
-      low0 = lower(j0, low0);
-      low1 = lower(j1, low1);
-      low2 = lower(j2, low2);
-      low3 = lower(j3, low3);
-      return false;
-    });
+    constexpr int kLanes = D::kLanes;
+    int j = 0;
+    for (; j + 4 * kLanes <= columns_; j += 4 * kLanes) {
+      low0 = lower(j, D::load(c + j), low0);
+      low1 = lower(j + kLanes, D::load(c + j + kLanes), low1);
+      low2 = lower(j + 2 * kLanes, D::load(c + j + 2 * kLanes), low2);
+      low3 = lower(j + 3 * kLanes, D::load(c + j + 3 * kLanes), low3);
+    }
+    for (; j + kLanes <= columns_; j += kLanes) low0 = lower(j, D::load(c + j), low0);
+    if (j < columns_) low1 = lower(j, D::load_first(columns_ - j, c + j), low1);
     const double low = D::lowest(D::min(D::min(low0, low1), D::min(low2, low3)));
     return {low, low < kInfinity ? nearest_at(low) : columns_};
   }
@@ -141,7 +147,7 @@ class SimdColumns {
     settled_[count_settled_++] = {nearest.value, v, j};
     v_[j] = -kInfinity;
     distance_[j] = kInfinity;
-    return nearest.value - (scaled(row_of_costs(row_of_[j])[j]) - v);
+    return nearest.value - (row_of_costs(row_of_[j])[j] * scale_ - v);
   }
 
   void augment(int start, const Nearest& nearest) {
@@ -164,17 +170,21 @@ class SimdColumns {
     double distance, v;
     int column;
   };
-  struct Pair {
-    Cost first, second;
-  };
 
   static constexpr Cost kInfinite = static_cast<Cost>(kInfinity);
+
+  // Arrays over columns end with whole vectors; behind the last column v and the price are -inf, so
+  // that nothing there is near.
+  static int padded(int columns) {
+    constexpr int kStep = 4 * D::kLanes > V::kLanes ? 4 * D::kLanes : V::kLanes;
+    return (columns + kStep - 1) / kStep * kStep;
+  }
 
   const Cost* row_of_costs(int row) const { return cost_ + row * row_stride_; }
 
   void begin_path() {
     count_settled_ = 0;
-    std::fill_n(distance_, columns_, kInfinity);
+    std::fill_n(distance_, padded(columns_), kInfinity);
   }
 
   static Cost total(Vector a) {
@@ -184,28 +194,6 @@ class SimdColumns {
       for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
     }
     return lanes[0];
-  }
-
-  double scaled(Cost c) const {
-    return kScaleBeyond<Cost> == 1 || may_bid_ ? c : c * kScaleBeyond<Cost>;
-  }
-
-  // The lowest column where values(column, ...) have `value`; there is one.
-  template <class Values>
-  int first_equal(Cost value, const Values& values) const {
-    const auto wanted = V::broadcast(value);
-    int column = 0;
-    for_each_block<Cost>(columns_, [&](int j0, int j1, int j2, int j3) {
-      const uint64_t bits0 = V::equal(values(j0), wanted), bits1 = V::equal(values(j1), wanted);
-      const uint64_t bits2 = V::equal(values(j2), wanted), bits3 = V::equal(values(j3), wanted);
-      if (!(bits0 | bits1 | bits2 | bits3)) return false;
-      column = bits0   ? j0 + __builtin_ctzll(bits0)
-               : bits1 ? j1 + __builtin_ctzll(bits1)
-               : bits2 ? j2 + __builtin_ctzll(bits2)
-                       : j3 + __builtin_ctzll(bits3);
-      return true;
-    });
-    return column;
   }
 
   Nearest row_minimum_with_care(const Cost* c) {
@@ -219,88 +207,27 @@ class SimdColumns {
     return valid ? nearest : Nearest{-kInfinity, columns_};
   }
 
-  // Reduced costs c - price, rounded to Cost.
-  static Vector reduced(const Cost* c, const Cost* price, int j) {
-    return V::sub(V::load(c + j), V::load(price + j));
-  }
-
-  // The two lowest of a row; equal where the lowest occurs twice.
-  Pair two_lowest(const Cost* c) const {
-    auto low0 = V::broadcast(kInfinite), low1 = low0, low2 = low0, low3 = low0;
-    auto next0 = low0, next1 = low0, next2 = low0, next3 = low0;
-    const auto take = [](Vector s, Vector& low, Vector& next) {
-      next = V::min(next, V::max(low, s));
-      low = V::min(low, s);
-    };
-    const auto join = [](Vector& low, Vector& next, Vector other_low, Vector other_next) {
-      next = V::min(V::min(next, other_next), V::max(low, other_low));
-      low = V::min(low, other_low);
-    };
+  // Of the reduced costs c - price, rounded to Cost.
+  LowestTwo<Cost> lowest_reduced(const Cost* c) const {
     constexpr int kLanes = V::kLanes;
     const Cost* price = price_;
+    const auto at = [=](int j) { return V::sub(V::load(c + j), V::load(price + j)); };
+    LowestTwoInLanes<Cost> lanes0, lanes1, lanes2, lanes3;
     int j = 0;
     for (; j + 4 * kLanes <= columns_; j += 4 * kLanes) {
-      take(reduced(c, price, j), low0, next0);
-      take(reduced(c, price, j + kLanes), low1, next1);
-      take(reduced(c, price, j + 2 * kLanes), low2, next2);
-      take(reduced(c, price, j + 3 * kLanes), low3, next3);
+      lanes0.take(at(j), j);
+      lanes1.take(at(j + kLanes), j + kLanes);
+      lanes2.take(at(j + 2 * kLanes), j + 2 * kLanes);
+      lanes3.take(at(j + 3 * kLanes), j + 3 * kLanes);
     }
-    for (; j + kLanes <= columns_; j += kLanes) take(reduced(c, price, j), low0, next0);
+    for (; j + kLanes <= columns_; j += kLanes) lanes0.take(at(j), j);
     if (j < columns_) {
-      // No column may come twice: those before j get an infinite summand.
-      const Cost* summands = kTail.values + columns_ - j;
-      take(V::add(reduced(c, price, columns_ - kLanes), V::load(summands)), low1, next1);
+      lanes1.take(V::sub(V::load_first(columns_ - j, c + j), V::load(price + j)), j);
     }
-    join(low0, next0, low1, next1);
-    join(low2, next2, low3, next3);
-    join(low0, next0, low2, next2);
-    const Cost lowest = V::lowest(low0);
-    const uint64_t where = V::equal(low0, V::broadcast(lowest));
-    if (where & (where - 1)) return {lowest, lowest};
-    return {lowest, V::lowest(V::select(where, next0, low0))};
-  }
-
-  Pair two_lowest_with_care(const Cost* c) const {
-    Pair lowest{kInfinite, kInfinite};
-    for (int j = 0; j < columns_; ++j) {
-      const Cost s = c[j] - price_[j];
-      if (s < lowest.first) {
-        lowest = {s, lowest.first};
-      } else if (s < lowest.second) {
-        lowest.second = s;
-      }
-    }
-    return lowest;
-  }
-
-  // The lowest column with that reduced cost; there is one.
-  int column_with(Cost value, const Cost* c) const {
-    if (columns_ >= V::kLanes) {
-      return first_equal(value, [c, price = price_](int j) { return reduced(c, price, j); });
-    }
-    int j = 0;
-    while (c[j] - price_[j] != value) ++j;
-    return j;
-  }
-
-  Nearest relax_with_care(const Cost* c, int row, double base) {
-    double low = kInfinity;
-    for (int j = 0; j < columns_; ++j) {
-      const double through = (scaled(c[j]) - v_[j]) + base;
-      if (through < distance_[j]) {
-        distance_[j] = through;
-        predecessor_[j] = row;
-      }
-      if (distance_[j] < low) low = distance_[j];
-    }
-    if (low == kInfinity) return {low, columns_};
-    int column = -1;
-    for (int j = 0; j < columns_; ++j) {
-      if (distance_[j] == low && (column < 0 || (row_of_[j] < 0 && row_of_[column] >= 0))) {
-        column = j;
-      }
-    }
-    return {low, column};
+    lanes0.join(lanes1);
+    lanes2.join(lanes3);
+    lanes0.join(lanes2);
+    return lanes0.result();
   }
 
   // The first free column at that distance, or if there is none the first one; there is one.
@@ -314,44 +241,34 @@ class SimdColumns {
         if (row_of_[column] < 0) first_free = column;
       }
     };
-    for_each_block<double>(columns_, [&](int j0, int j1, int j2, int j3) {
-      const uint64_t bits0 = D::equal(D::load(distance_ + j0), wanted);
-      const uint64_t bits1 = D::equal(D::load(distance_ + j1), wanted);
-      const uint64_t bits2 = D::equal(D::load(distance_ + j2), wanted);
-      const uint64_t bits3 = D::equal(D::load(distance_ + j3), wanted);
-      if (!(bits0 | bits1 | bits2 | bits3)) return false;
-      look(bits0, j0);
-      look(bits1, j1);
-      look(bits2, j2);
-      look(bits3, j3);
-      return first_free < columns_;
-    });
+    constexpr int kLanes = D::kLanes;
+    const double* distances = distance_;
+    for (int j = 0; j < columns_ && first_free == columns_; j += 4 * kLanes) {
+      const uint64_t bits0 = D::equal(D::load(distances + j), wanted);
+      const uint64_t bits1 = D::equal(D::load(distances + j + kLanes), wanted);
+      const uint64_t bits2 = D::equal(D::load(distances + j + 2 * kLanes), wanted);
+      const uint64_t bits3 = D::equal(D::load(distances + j + 3 * kLanes), wanted);
+      if (!(bits0 | bits1 | bits2 | bits3)) continue;
+      look(bits0 | bits1 << kLanes | bits2 << 2 * kLanes | bits3 << 3 * kLanes, j);
+    }
     return first_free < columns_ ? first_free : first;
   }
-
-  // kLanes times infinity and then kLanes times zero.
-  struct Tail {
-    constexpr Tail() : values() {
-      for (int k = 0; k < V::kLanes; ++k) values[k] = kInfinite;
-    }
-    Cost values[2 * V::kLanes];
-  };
-  static constexpr Tail kTail{};
 
   const Cost* cost_;
   int64_t row_stride_;
   int rows_;
   int columns_;
+  double* v_;         // [padded] -inf once settled
+  double* distance_;  // [padded] +inf once settled
   Settled* settled_;  // [rows]
-  double* v_;         // [columns] -inf once settled
-  double* distance_;  // [columns] +inf once settled
-  Cost* price_;       // [columns] v while rows bid
+  Cost* price_;       // [padded] v while rows bid
+  int* predecessor_;  // [padded] rows that wait, before there are paths
   int* row_of_;       // [columns]
-  int* predecessor_;  // [columns]
   int* column_of_;    // [rows]
   int unassigned_ = 0;
   int count_settled_ = 0;
   bool may_bid_ = true;
+  double scale_ = 1;  // of costs on paths
 };
 
 }  // namespace DETR_FAST_CAPABILITY

@@ -27,7 +27,7 @@ struct WarpTeam {
 
 // Or a block, with any number of columns.
 struct BlockTeam {
-  static constexpr int kThreads = 512;
+  static constexpr int kThreads = 384;
   using Lanes = BlockLanes;
   using Slots = MemorySlots;
   static_assert(sizeof(BlockLanes::Scratch) <= kScratchBytes, "the lanes' part of shared memory");
