@@ -25,3 +25,6 @@ MODEL_REASSOCIATED_FLOAT64 = 1e-12
 # A small untrained model under 16-bit autocast against float32, logits and boxes of order one;
 # measured at most 0.014, in bfloat16.
 MODEL_AUTOCAST = 0.05
+# Duals in float64 against what they must satisfy, relative to the largest of costs and duals: each
+# is a sum of a few differences along a path, with a rounding of 1.1e-16 each.
+CERTIFICATE_FLOAT64 = 1e-13
