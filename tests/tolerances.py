@@ -49,3 +49,6 @@ MASK_HEAD_FLOAT64 = 1e-10
 PANOPTIC_QUALITY = 1e-12
 # The same against torchmetrics, which adds in float32.
 PANOPTIC_QUALITY_TORCHMETRICS = 1e-6
+# Duals in float64 against what they must satisfy, relative to the largest of costs and duals: each
+# is a sum of a few differences along a path, with a rounding of 1.1e-16 each.
+CERTIFICATE_FLOAT64 = 1e-13

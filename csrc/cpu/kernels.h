@@ -32,6 +32,14 @@ struct MatchingOptions {
   std::optional<CostRange> range;  // none: costs stay as they are
 };
 
+// Where an assignment and what proves it are written.
+struct Certificate {
+  int64_t* columns_of_rows;  // [rows]
+  double* row_duals;         // [rows]
+  double* column_duals;      // [columns]
+  double* gap;
+};
+
 // Memory for one thread's problems, aligned for every vector; grows, and keeps what it has.
 class Workspace {
  public:
@@ -50,6 +58,10 @@ struct CpuKernels {
   // `workspace` lacks of assignment_bytes.
   LapStatus (*assign_float)(const CostMatrix<float>&, int64_t* columns_of_rows, Workspace&);
   LapStatus (*assign_double)(const CostMatrix<double>&, int64_t* columns_of_rows, Workspace&);
+
+  // The same with duals and gap, which are not written unless the status is kOptimal.
+  LapStatus (*certify_float)(const CostMatrix<float>&, const Certificate&, Workspace&);
+  LapStatus (*certify_double)(const CostMatrix<double>&, const Certificate&, Workspace&);
   size_t (*assignment_bytes)(int rows, int columns, size_t cost_bytes, bool copied);
 
   // Write the cost of target t with query q to cost[t * queries + q]. `storage` has

@@ -13,6 +13,8 @@ constexpr CpuKernels make_kernels(const char* capability) {
   return {capability,
           assign<float>,
           assign<double>,
+          certify<float>,
+          certify<double>,
           assignment_bytes,
           matching_cost_of_image<float>,
           matching_cost_of_image<double>,

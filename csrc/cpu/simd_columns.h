@@ -39,12 +39,16 @@ class SimdColumns {
   int column_of(int row) const { return column_of_[row]; }
   int row_of(int column) const { return row_of_[column]; }
   bool may_bid() const { return may_bid_; }
+  double v(int column) const {
+    return stage_ == Stage::kClaims ? 0 : stage_ == Stage::kBids ? price_[column] : v_[column] / scale_;
+  }
 
   void begin() {
     std::memset(row_of_, -1, columns_ * sizeof(int));
     std::memset(column_of_, -1, rows_ * sizeof(int));
     may_bid_ = true;
     unassigned_ = rows_;
+    stage_ = Stage::kClaims;
   }
 
   Nearest row_minimum(int row) {
@@ -81,6 +85,7 @@ class SimdColumns {
 
   void publish() {
     if (unassigned_ == 0) return;
+    stage_ = Stage::kBids;
     std::fill_n(price_, columns_, Cost{0});
     std::fill(price_ + columns_, price_ + padded(columns_), -kInfinite);
   }
@@ -109,6 +114,7 @@ class SimdColumns {
 
   void begin_paths() {
     if (unassigned_ == 0) return;
+    stage_ = Stage::kPaths;
     for (int j = 0; j < padded(columns_); ++j) v_[j] = price_[j];
     scale_ = may_bid_ ? 1 : kScaleBeyond<Cost>;
     begin_path();
@@ -166,6 +172,7 @@ class SimdColumns {
   }
 
  private:
+  enum class Stage { kClaims, kBids, kPaths };  // where v is: nowhere yet, in price_, in v_
   struct Settled {
     double distance, v;
     int column;
@@ -265,6 +272,7 @@ class SimdColumns {
   int* predecessor_;  // [padded] rows that wait, before there are paths
   int* row_of_;       // [columns]
   int* column_of_;    // [rows]
+  Stage stage_ = Stage::kClaims;
   int unassigned_ = 0;
   int count_settled_ = 0;
   bool may_bid_ = true;
