@@ -32,3 +32,13 @@ EXACT_BATCH_LOGITS_FLOAT32 = 1e-4
 EXACT_BATCH_BOXES_FLOAT32 = 1e-5
 # COCO AP of 24 pictures, which rounding may move by the rank of one detection.
 EXACT_BATCH_AP = 1e-3
+# Attention of order one against its formula in float64, another order of sums; measured at most
+# 1e-15.
+ATTENTION_FLOAT64 = 1e-12
+# Attention kernels, output and gradients of order one, against the reference in float64 with the
+# same inputs: a few hundred float32 additions; measured at most 1e-6.
+ATTENTION_FLOAT32 = 1e-5
+# The same in 16 bits, absolute plus relative: weights and scores' gradients are rounded to 11 (8)
+# bits before they are multiplied; measured at most 5e-4 in float16.
+ATTENTION_FLOAT16 = 2e-3
+ATTENTION_BFLOAT16 = 2e-2

@@ -8,7 +8,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from .padded_resnet import padded_resnet
-from .padding import feature_mask, grid_mask, image_extents
+from .padding import nearest
 from .suggestion import did_you_mean
 
 _NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
@@ -83,30 +83,29 @@ class EncodedBackbone(nn.Sequential):
         super().__init__(backbone, position_encoding)
 
     def forward(
-        self, images: Tensor, mask: Tensor | None, exact: bool = False
+        self, images: Tensor, extents: Tensor | None, exact: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Features, their padding and their position encoding.
+        """Features, the extents of the images on their grid, and their position encoding.
 
         Args:
             images: (B, 3, H, W), normalised.
-            mask: (B, H, W) bool, True on padding; None where no image has any.
-            exact: give each image the features and the padding that it has alone, see
-                `padded_resnet` and `grid_mask`; otherwise what the original gives it.
+            extents: (B, 2) int64, rows and columns of each image in pixels; None where no image is
+                padded.
+            exact: give each image the features and the extents that it has alone, see
+                `padded_resnet`; otherwise what the original gives it, see `padding.nearest`.
 
         Returns:
-            Features (B, C, Hf, Wf), their mask (B, Hf, Wf) or None, and their position encoding
-            (B, E, Hf, Wf).
+            Features (B, C, Hf, Wf), extents (B, 2) on their grid or None, and their position
+            encoding (B, E, Hf, Wf).
         """
         backbone, position_encoding = self
-        if mask is None:
-            features = backbone(images)
-        elif exact:
-            features, extents = padded_resnet(backbone.body, images, image_extents(mask))
-            mask = grid_mask(extents, features.shape[-2:])
+        if exact and extents is not None:
+            features, extents = padded_resnet(backbone.body, images, extents)
         else:
             features = backbone(images)
-            mask = feature_mask(mask, features.shape[-2:])
-        return features, mask, position_encoding(features, mask)
+            if extents is not None:
+                extents = nearest(extents, images.shape[-2:], features.shape[-2:])
+        return features, extents, position_encoding(features, extents)
 
 
 def _resnet(name: str, norm: str, dilated_stage: int | None, weights: str | None) -> ResNet:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..data.batching import NestedTensor, nested_tensor_from_images
 from ..data.label_map import LabelMap
 from .backbone import Backbone, EncodedBackbone
+from .padding import image_extents
 from .position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from .suggestion import did_you_mean
 from .transformer import Transformer
@@ -143,10 +144,10 @@ class DETR(nn.Module):
             TypeError: samples of another type, or images that are not floating point.
             ValueError: a tensor of another rank, other than 3 channels, or no image.
         """
-        images, mask = batch_images(samples)
-        features, mask, pos = self.backbone(images, mask, self.exact_batches)
+        images, extents = batch_images(samples)
+        features, extents, pos = self.backbone(images, extents, self.exact_batches)
         states, _, attention = self.transformer(
-            self.input_proj(features), mask, self.query_embed.weight, pos, return_attention
+            self.input_proj(features), extents, self.query_embed.weight, pos, return_attention
         )
         if not self.aux_loss:
             states = states[-1:]
@@ -190,8 +191,8 @@ def batch_images(samples: Samples) -> tuple[Tensor, Tensor | None]:
         samples: a list of CHW images, a `NestedTensor`, or a tensor (B, 3, H, W).
 
     Returns:
-        Images (B, 3, H, W) and their mask (B, H, W), True on padding; None where the shapes alone
-        show that no image is padded.
+        Images (B, 3, H, W) and their extents (B, 2) int64, rows and columns of each in pixels; None
+        where the shapes alone show that no image is padded.
 
     Raises:
         TypeError, ValueError: see `DETR.forward`.
@@ -230,7 +231,7 @@ def batch_images(samples: Samples) -> tuple[Tensor, Tensor | None]:
         )
     if 0 in images.shape:
         raise ValueError(f"the batch has shape {tuple(images.shape)}; no axis may be empty.")
-    return images, mask
+    return images, None if mask is None else image_extents(mask)
 
 
 def require_at_least(minimum: int, **options: int) -> None:
