@@ -39,6 +39,6 @@ ATTENTION_FLOAT64 = 1e-12
 # same inputs: a few hundred float32 additions; measured at most 1e-6.
 ATTENTION_FLOAT32 = 1e-5
 # The same in 16 bits, absolute plus relative: weights and scores' gradients are rounded to 11 (8)
-# bits before they are multiplied; measured at most 5e-4 in float16.
+# bits before they are multiplied; measured 5e-4 in float16 and 4e-3 in bfloat16.
 ATTENTION_FLOAT16 = 2e-3
 ATTENTION_BFLOAT16 = 2e-2

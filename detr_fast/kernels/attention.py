@@ -217,8 +217,8 @@ def _tile(query: Tensor, blocks: Blocks, dropout: float) -> dict:
 
 
 def _warps_stages(blocks: Blocks, dropout: float) -> tuple[int, int]:
-    # The random bits take as many registers as the scores, which more warps have.
-    return (2 if dropout > 0 else 1) * blocks.warps, blocks.stages
+    # The random bits take as many registers as the scores, which up to 8 warps have more of.
+    return max(blocks.warps, 8 if dropout > 0 else 0), blocks.stages
 
 
 def _strides(letter: str, x: Tensor) -> dict:
