@@ -11,6 +11,7 @@ from pathlib import Path
 from ._extension import build_info
 
 _KERNEL, _REFERENCE = "extension kernel", "reference"
+_TRITON, _TORCH = "Triton kernel", "torch kernel"
 
 
 def environment() -> dict:
@@ -40,12 +41,14 @@ def operations() -> list[dict]:
     """For every operation, what runs on a CPU and on a GPU, as torch's dispatcher has it.
 
     Returns:
-        One dict an operation: `name`; `cpu` and `cuda`, each "extension kernel" or "reference"; and
-        `cpu_slow` and `cuda_slow`, why the faster kernel is not there, None where it is.
+        One dict an operation: `name`; `cpu` and `cuda`, each "extension kernel", "Triton kernel",
+        "torch kernel" or "reference"; and `cpu_slow` and `cuda_slow`, why the faster kernel is not
+        there, None where it is.
     """
     import torch
 
     from . import ops
+    from .ops import _library
 
     for room in pkgutil.iter_modules(ops.__path__):
         importlib.import_module(f"{ops.__name__}.{room.name}")
@@ -55,6 +58,12 @@ def operations() -> list[dict]:
         if not name.startswith("detr_fast::"):
             continue
         entry = {"name": name.removeprefix("detr_fast::")}
+        if entry["name"] in _library.TRITON_OPERATIONS:
+            installed = _library.triton_is_installed()
+            entry.update(cpu=_TORCH, cpu_slow=None, cuda=_TRITON if installed else _TORCH)
+            entry["cuda_slow"] = None if installed else "Triton is not installed"
+            listed.append(entry)
+            continue
         for key in ("CPU", "CUDA"):
             fast = torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
             entry[key.lower()] = _KERNEL if fast else _REFERENCE

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detr_fast.data.batching import NestedTensor, collate, nested_tensor_from_images
+from detr_fast.reference.zero_outside import outside
 
 
 def test_pads_bottom_and_right_with_zeros_and_masks_exactly_the_padding():
@@ -83,3 +84,26 @@ def test_collate_keeps_order_and_targets():
     nested, collated = collate(list(zip(images, targets, strict=True)))
     assert [target["labels"].item() for target in collated] == [0, 1, 2]
     assert [float(tensor[0, 0, 0]) for tensor in nested.tensors] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "holes",
+    [
+        (slice(0, 2), slice(None)),  # padding above
+        (slice(None), slice(0, 1)),  # padding on the left
+        (slice(2, 3), slice(2, 3)),  # a hole
+        (slice(2, 3), slice(None)),  # a band across
+        (slice(3, 4), slice(3, 4)),  # a corner alone
+    ],
+)
+def test_masks_that_are_no_rectangles_are_refused(holes):
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    NestedTensor(torch.zeros(2, 3, 4, 4), mask)
+    mask[1][holes] = True
+    with pytest.raises(ValueError, match=r"mask of image 1 .* no rectangle"):
+        NestedTensor(torch.zeros(2, 3, 4, 4), mask)
+
+
+def test_masks_of_rectangles_and_of_nothing_are_taken():
+    mask = outside(torch.tensor([[4, 4], [1, 3], [0, 0]]), 4, 4)
+    assert NestedTensor(torch.zeros(3, 3, 4, 4), mask).mask is mask

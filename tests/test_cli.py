@@ -208,7 +208,8 @@ def test_reader_that_leaves_early_is_no_traceback(tmp_path):
 
 # env
 
-OPERATIONS = {"linear_assignment", "matching_cost"}
+TRITON_OPERATIONS = {"attention", "attention_backward"}
+OPERATIONS = {"linear_assignment", "matching_cost", *TRITON_OPERATIONS}
 
 
 def test_env_says_what_the_dispatcher_does(capsys):
@@ -218,6 +219,12 @@ def test_env_says_what_the_dispatcher_does(capsys):
     assert report["build"] == detr_fast.build_info()
     listed = {entry["name"]: entry for entry in report["operations"]}
     assert set(listed) >= OPERATIONS
+    triton = {name: listed.pop(name) for name in sorted(TRITON_OPERATIONS)}
+    for name, entry in triton.items():
+        kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{name}", "CUDA")
+        assert entry["cuda"] == ("Triton kernel" if kernel else "torch kernel")
+        assert (entry["cuda_slow"] is None) is kernel
+        assert (entry["cpu"], entry["cpu_slow"]) == ("torch kernel", None)
     for name, entry in listed.items():
         for key in ("CPU", "CUDA"):
             kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{name}", key)
@@ -242,6 +249,8 @@ def test_env_without_the_extension_says_why_each_operation_is_slow(tmp_path):
     operations = json.loads(done.stdout)["operations"]
     assert {entry["name"] for entry in operations} >= OPERATIONS
     for entry in operations:
+        if entry["name"] in TRITON_OPERATIONS:
+            continue
         assert entry["cpu"] == entry["cuda"] == "reference"
         assert "DETR_FAST_EXTENSION=0" in entry["cpu_slow"]
         assert "DETR_FAST_EXTENSION=0" in entry["cuda_slow"]

@@ -16,7 +16,7 @@ from detr_fast.evaluation.evaluate import evaluate
 from detr_fast.inference.loading import Preprocess
 from detr_fast.models.backbone import Backbone
 from detr_fast.models.padded_resnet import padded_resnet
-from detr_fast.models.padding import feature_mask, grid_mask, image_extents
+from detr_fast.models.padding import image_extents, nearest, strided
 
 # Of these the nearest-resized mask keeps rows or columns that an image alone does not have, or
 # lacks some that it has, at stride 32 or 16.
@@ -71,14 +71,13 @@ def test_float32(model):
 
 
 def test_the_sizes_are_ones_where_the_nearest_mask_is_wrong():
-    batch = nested_tensor_from_images(images())
+    extents, canvas = torch.tensor(SIZES), (267, 301)
     backbone = Backbone("resnet50")
     for stride in (32, 16):
-        grid = tuple(-(-n // stride) for n in batch.tensors.shape[2:])
+        grid = tuple(-(-n // stride) for n in canvas)
         with torch.device("meta"):
-            assert backbone.to("meta")(torch.empty(1, 3, 267, 301)).shape[2:] == (9, 10)
-        extents = torch.tensor([[-(-n // stride) for n in size] for size in SIZES])
-        assert not torch.equal(feature_mask(batch.mask, grid), grid_mask(extents, grid))
+            assert backbone.to("meta")(torch.empty(1, 3, *canvas)).shape[2:] == (9, 10)
+        assert not torch.equal(nearest(extents, canvas, grid), strided(extents, stride))
 
 
 @pytest.mark.parametrize("options", [{"pre_norm": True}, {"position_embedding": "learned"}])

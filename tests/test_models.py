@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import tolerances
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,9 +16,10 @@ from detr_fast.data.batching import NestedTensor, nested_tensor_from_images
 from detr_fast.data.shapes import SHAPES_LABEL_MAP
 from detr_fast.models.attention import MultiheadAttention
 from detr_fast.models.backbone import Backbone
-from detr_fast.models.padding import feature_mask
+from detr_fast.models.padding import image_extents, nearest
 from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr_fast.models.transformer import TransformerDecoderLayer, TransformerEncoderLayer
+from detr_fast.reference.zero_outside import outside
 
 OFFICIAL = (
     "detr_resnet50",
@@ -230,22 +232,35 @@ def test_statistics_move_only_in_a_backbone_that_learns():
         assert torch.equal(before, backbone.body.bn1.running_mean) is not trainable
 
 
-def test_feature_mask_keeps_the_first_token_of_the_smallest_image():
-    batch = nested_tensor_from_images(images((1, 1), (333, 97)))
-    mask = feature_mask(batch.mask, (11, 4))
-    assert mask[0].logical_not().nonzero().tolist() == [[0, 0]]
-    assert not mask[1].any()
+def test_nearest_extents_keep_the_first_token_of_the_smallest_image():
+    assert nearest(torch.tensor([[1, 1], [333, 97]]), (333, 97), (11, 4)).tolist() == [
+        [1, 1],
+        [11, 4],
+    ]
+
+
+def test_nearest_extents_are_those_of_the_interpolated_mask():
+    generator = torch.Generator().manual_seed(5)
+    for stride in (8, 16, 32):
+        for _ in range(40):
+            canvas = torch.randint(1, 400, (2,), generator=generator)
+            extents = torch.stack(
+                [torch.randint(0, n + 1, (9,), generator=generator) for n in canvas], 1
+            )
+            canvas, grid = canvas.tolist(), (-(-canvas // stride)).tolist()
+            mask = outside(extents, *canvas)
+            interpolated = F.interpolate(mask[None].float(), size=grid)[0].bool()
+            present = extents.amin(1, keepdim=True) > 0
+            assert torch.equal(outside(nearest(extents, canvas, grid), *grid), interpolated)
+            assert torch.equal(image_extents(mask), extents * present)
 
 
 # Position encodings
 
 
 def test_sine_encoding_is_the_formula():
-    mask = torch.zeros(2, 5, 7, dtype=torch.bool)
-    mask[1, 3:] = True
-    mask[1, :, 4:] = True
     features = torch.zeros(2, 1, 5, 7, dtype=torch.float64)
-    encoding = SinePositionEncoding(6)(features, mask)
+    encoding = SinePositionEncoding(6)(features, torch.tensor([[5, 7], [3, 4]]))
     assert encoding.shape == (2, 12, 5, 7)
     for b, (height, width) in enumerate([(5, 7), (3, 4)]):
         for row in range(height):
@@ -289,10 +304,10 @@ def test_attention_is_torch_multihead_attention():
     nn.init.normal_(theirs.out_proj.bias)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     query, key, value = (torch.randn(2, n, 32, dtype=torch.float64) for n in (5, 9, 9))
-    padding = torch.zeros(2, 9, dtype=torch.bool)
-    padding[1, 4:] = True
-    for mask in (None, padding):
-        out, weights = ours(query, key, value, mask, return_weights=True)
+    extents = torch.tensor([[3, 3], [2, 1]])
+    padding = outside(extents, 3, 3).flatten(1)
+    for given, mask in (((), None), ((extents, (3, 3)), padding)):
+        out, weights = ours(query, key, value, *given, return_weights=True)
         expected, expected_weights = theirs(query, key, value, mask, average_attn_weights=False)
         close(out, expected)
         close(weights, expected_weights)
@@ -302,9 +317,8 @@ def test_an_image_without_valid_tokens_gives_zeros_and_harms_no_other():
     attention = MultiheadAttention(16, 2).double()
     nn.init.normal_(attention.out_proj.bias)
     x = torch.randn(2, 6, 16, dtype=torch.float64, requires_grad=True)
-    padding = torch.zeros(2, 6, dtype=torch.bool)
-    padding[1] = True
-    out, weights = attention(x, x, x, padding, return_weights=True)
+    extents = torch.tensor([[2, 3], [0, 3]])
+    out, weights = attention(x, x, x, extents, (2, 3), return_weights=True)
     close(out[1], attention.out_proj.bias.expand(6, -1))
     assert not weights[1].any()
     close(out[0], attention(x[:1], x[:1], x[:1])[0][0])
@@ -328,14 +342,14 @@ def test_a_model_survives_an_empty_image(tiny):
 def test_layers_are_torch_layers_where_positions_are_zero(pre_norm):
     options = {"batch_first": True, "norm_first": pre_norm, "dtype": torch.float64}
     memory, tgt = (torch.randn(2, n, 32, dtype=torch.float64) for n in (7, 5))
-    padding = torch.zeros(2, 7, dtype=torch.bool)
-    padding[0, 5:] = True
+    extents, grid = torch.tensor([[5, 1], [7, 1]]), (7, 1)
+    padding = outside(extents, *grid).flatten(1)
 
     encoder = TransformerEncoderLayer(32, 4, 48, 0.0, pre_norm).double()
     expected = nn.TransformerEncoderLayer(32, 4, 48, 0.0, **options)
     encoder.load_state_dict(expected.state_dict(), strict=True)
     close(
-        encoder(memory, torch.zeros_like(memory), padding)[0],
+        encoder(memory, torch.zeros_like(memory), extents, grid)[0],
         expected(memory, src_key_padding_mask=padding),
     )
 
@@ -343,7 +357,7 @@ def test_layers_are_torch_layers_where_positions_are_zero(pre_norm):
     expected = nn.TransformerDecoderLayer(32, 4, 48, 0.0, **options)
     decoder.load_state_dict(expected.state_dict(), strict=True)
     close(
-        decoder(tgt, memory, torch.zeros_like(memory), padding, torch.zeros_like(tgt))[0],
+        decoder(tgt, memory, torch.zeros_like(memory), extents, grid, torch.zeros_like(tgt))[0],
         expected(tgt, memory, memory_key_padding_mask=padding),
     )
 
@@ -354,7 +368,10 @@ def test_positions_join_queries_and_keys_and_never_values():
     with torch.no_grad():
         layer.self_attn.in_proj_weight[:32] = 0
     # With constant queries and keys the attention is uniform, whatever the positions.
-    close(layer(src, torch.randn_like(src), None)[0], layer(src, torch.zeros_like(src), None)[0])
+    outputs = [
+        layer(src, pos, None, (2, 2))[0] for pos in (torch.randn_like(src), torch.zeros_like(src))
+    ]
+    close(*outputs)
 
 
 def test_attention_maps_leave_the_predictions_untouched(tiny):

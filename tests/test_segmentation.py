@@ -8,6 +8,7 @@ from torch import nn
 from detr_fast import build_model
 from detr_fast.models.segmentation import AttentionMaps, MaskHead
 from detr_fast.reference import mask_head as reference
+from detr_fast.reference.zero_outside import outside
 
 OPTIONS = {
     "num_classes": 5,
@@ -87,11 +88,10 @@ def test_attention_equals_the_plain_one(padded):
     maps = AttentionMaps(32, 4).double()
     states = torch.randn(2, 6, 32, generator=generator, dtype=torch.float64)
     memory = torch.randn(2, 32, 3, 5, generator=generator, dtype=torch.float64)
-    mask = torch.zeros(2, 3, 5, dtype=torch.bool) if padded else None
-    if padded:
-        mask[1, 2:], mask[1, :, 3:] = True, True
+    extents = torch.tensor([[3, 5], [2, 3]]) if padded else None
+    mask = outside(extents, 3, 5) if padded else None
     expected = reference.attention_maps(dict(maps.named_parameters()), states, memory, mask, 4)
-    actual = torch.stack(maps(list(states), memory, mask))
+    actual = torch.stack(maps(list(states), memory, extents))
     close(actual, expected)
     close(actual.flatten(2).sum(-1), torch.ones(2, 6, dtype=torch.float64))
     if padded:

@@ -9,14 +9,24 @@ from torch import Tensor
 class NestedTensor:
     """Padded images and their mask, as DETR's backbone takes them.
 
+    The models attend to rectangles, not to masks of any form: an image stands in the top left
+    corner, or is padding altogether. Of a mask that says otherwise the first row and the first
+    column count; on the CPU, where looking waits for no device, it is refused.
+
     Args:
         tensors: images, (B, 3, H, W), padded at the bottom and on the right.
         mask: (B, H, W) bool, True on padding, on the device of `tensors`.
+        checked: whether the mask is known to be one of such rectangles, and need not be looked at.
+
+    Raises:
+        ValueError: what `mask`, on the CPU, leaves free is not a rectangle in the top left corner.
     """
 
     __slots__ = ("mask", "tensors")
 
-    def __init__(self, tensors: Tensor, mask: Tensor):
+    def __init__(self, tensors: Tensor, mask: Tensor, *, checked: bool = False):
+        if not checked and mask.device.type == "cpu":
+            _require_rectangles(mask)
         self.tensors = tensors
         self.mask = mask
 
@@ -25,11 +35,12 @@ class NestedTensor:
         return NestedTensor(
             self.tensors.to(device, non_blocking=non_blocking),
             self.mask.to(device, non_blocking=non_blocking),
+            checked=True,
         )
 
     def pin_memory(self) -> "NestedTensor":
         """The same batch in page-locked memory; `torch.utils.data.DataLoader` calls this."""
-        return NestedTensor(self.tensors.pin_memory(), self.mask.pin_memory())
+        return NestedTensor(self.tensors.pin_memory(), self.mask.pin_memory(), checked=True)
 
     def decompose(self) -> tuple[Tensor, Tensor]:
         """`(tensors, mask)`."""
@@ -44,6 +55,19 @@ class NestedTensor:
 
     def __repr__(self) -> str:
         return f"NestedTensor({tuple(self.tensors.shape)}, {self.tensors.dtype}, {self.device})"
+
+
+def _require_rectangles(mask: Tensor) -> None:
+    rows, columns = mask[:, :, :1], mask[:, :1, :]
+    fits = ((rows | columns) == mask).flatten(1).all(1)
+    fits &= (rows[:, 1:] >= rows[:, :-1]).flatten(1).all(1)
+    fits &= (columns[..., 1:] >= columns[..., :-1]).flatten(1).all(1)
+    if not fits.all():
+        raise ValueError(
+            f"the mask of image {fits.int().argmin().item()} of the batch leaves free what is no "
+            "rectangle in the top left corner; pad images at the bottom and on the right, or pass "
+            "them as a list."
+        )
 
 
 def nested_tensor_from_images(images: Sequence[Tensor]) -> NestedTensor:
@@ -83,7 +107,7 @@ def nested_tensor_from_images(images: Sequence[Tensor]) -> NestedTensor:
         _, h, w = image.shape
         tensors[i, :, :h, :w].copy_(image)
         mask[i, :h, :w] = False
-    return NestedTensor(tensors, mask)
+    return NestedTensor(tensors, mask, checked=True)
 
 
 def collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[NestedTensor, list[dict]]:

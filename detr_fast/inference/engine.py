@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.detr import DETR, Samples, batch_images
-from ..models.padding import feature_mask, grid_mask, image_extents, strided
+from ..models.padding import nearest, strided
+from ..ops.zero_outside import zero_outside
 from .folded_resnet import FoldedResNet
 from .fused_transformer import FusedTransformer
 
@@ -85,35 +86,33 @@ class Engine(nn.Module):
         Raises:
             TypeError, ValueError: as `DETR.forward`.
         """
-        images, mask = batch_images(samples)
+        images, extents = batch_images(samples)
         images = images.to(dtype=self._dtype, memory_format=torch.channels_last)
-        extents = None
-        if mask is not None and self.exact_batches:
-            extents = image_extents(mask)
-            images = images.masked_fill(mask[:, None], 0.0)
-        features = self.backbone(images, extents)
+        if extents is not None and self.exact_batches:
+            features = self.backbone(zero_outside(images, extents), extents)
+            extents = strided(extents, self.stride)
+        else:
+            features = self.backbone(images, None)
+            if extents is not None:
+                extents = nearest(extents, images.shape[-2:], features.shape[-2:])
         grid = tuple(features.shape[-2:])
-        if extents is not None:
-            mask = grid_mask(strided(extents, self.stride), grid)
-        elif mask is not None:
-            mask = feature_mask(mask, grid)
         tokens = features.flatten(2).transpose(1, 2)
         tokens = nn.functional.linear(tokens, self.input_weight, self.input_bias)
-        valid = None if mask is None else ~mask.flatten(1)[:, None, None]
-        states = self.transformer(tokens, self._position_tables(grid, mask), valid).float()
+        tables = self._position_tables(grid, extents)
+        states = self.transformer(tokens, tables, extents, grid).float()
         return {
             "pred_logits": self.class_embed(states),
             "pred_boxes": self.bbox_embed(states).sigmoid(),
         }
 
-    def _position_tables(self, grid: tuple[int, int], mask: Tensor | None) -> list[Tensor]:
-        if mask is None and grid in self._tables:
+    def _position_tables(self, grid: tuple[int, int], extents: Tensor | None) -> list[Tensor]:
+        if extents is None and grid in self._tables:
             self._tables.move_to_end(grid)
             return self._tables[grid]
-        batch = 1 if mask is None else mask.shape[0]
+        batch = 1 if extents is None else extents.shape[0]
         shape = self.input_weight.new_empty((batch, 1, *grid), dtype=torch.float32)
-        tables = self.transformer.position_tables(self.position_encoding(shape, mask))
-        if mask is None:
+        tables = self.transformer.position_tables(self.position_encoding(shape, extents))
+        if extents is None:
             self._tables[grid] = tables
             if len(self._tables) > _KEPT_GRIDS:
                 self._tables.popitem(last=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..models.attention import MultiheadAttention
 from ..models.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer
+from ..ops.attention import attention
 
 
 class FusedTransformer(nn.Module):
@@ -76,19 +77,27 @@ class FusedTransformer(nn.Module):
             for r, c in zip(rows.split(widths, -1), columns.split(widths, -1), strict=True)
         ]
 
-    def forward(self, tokens: Tensor, tables: list[Tensor], valid: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        tables: list[Tensor],
+        extents: Tensor | None,
+        grid: tuple[int, int],
+    ) -> Tensor:
         """Decodes the object queries of every image.
 
         Args:
             tokens: (B, L, E), projected backbone features, in `dtype`.
             tables: see `position_tables`.
-            valid: (B, 1, 1, L) bool, False on padding; None where no image has any.
+            extents: (B, 2) int64, rows and columns of each image on the grid; None where no image
+                is padded.
+            grid: (Hf, Wf), of which the tokens are the rows.
 
         Returns:
             Normalised states of the last decoder layer, (B, Q, E).
         """
         for layer, table in zip(self.encoder_layers, tables[:-1], strict=True):
-            tokens = layer(tokens, table, valid)
+            tokens = layer(tokens, table, extents, grid)
         memory = self.encoder_norm(tokens)
         keys, values = F.linear(memory, self.memory_weight, self.memory_bias).chunk(2, -1)
         count = len(self.decoder_layers)
@@ -101,7 +110,7 @@ class FusedTransformer(nn.Module):
         ):
             if i > 0:
                 states, query = layer.attend_to_queries(states)
-            states = layer.attend_to_memory(states, query, keys[i], value, valid)
+            states = layer.attend_to_memory(states, query, keys[i], value, extents, grid)
         return self.decoder_norm(states)
 
 
@@ -116,10 +125,12 @@ class _EncoderLayer(nn.Module):
         self.norm1, self.norm2 = _copied(layer.norm1, dtype), _copied(layer.norm2, dtype)
         self.feed_forward = _FeedForward(layer, dtype)
 
-    def forward(self, x: Tensor, table: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, table: Tensor, extents: Tensor | None, grid: tuple[int, int]
+    ) -> Tensor:
         projected = F.linear(self.norm1(x) if self.pre_norm else x, self.weight, self.bias)
         projected[..., : table.shape[-1]] += table
-        x = x + self.out(_attend(*projected.chunk(3, -1), self.heads, valid))
+        x = x + self.out(_attend(*projected.chunk(3, -1), self.heads, extents, grid))
         if self.pre_norm:
             return x + self.feed_forward(self.norm2(x))
         x = self.norm1(x)
@@ -148,15 +159,21 @@ class _DecoderLayer(nn.Module):
         """States (B, Q, E) -> states, and what they ask of the memory, (B, Q, E)."""
         value = self.norm1(states) if self.pre_norm else states
         projected = F.linear(value, self.weight) + self.table
-        states = states + self.out(_attend(*projected.chunk(3, -1), self.heads, None))
+        states = states + self.out(_attend(*projected.chunk(3, -1), self.heads))
         states = states if self.pre_norm else self.norm1(states)
         query = self.norm2(states) if self.pre_norm else states
         return states, F.linear(query, self.cross_weight) + self.cross_table
 
     def attend_to_memory(
-        self, states: Tensor, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None
+        self,
+        states: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        extents: Tensor | None,
+        grid: tuple[int, int],
     ) -> Tensor:
-        states = states + self.cross_out(_attend(query, key, value, self.heads, valid))
+        states = states + self.cross_out(_attend(query, key, value, self.heads, extents, grid))
         if self.pre_norm:
             return states + self.feed_forward(self.norm3(states))
         states = self.norm2(states)
@@ -173,29 +190,36 @@ class _FeedForward(nn.Module):
         return self.linear2(self.linear1(x).relu_())
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, valid: Tensor | None) -> Tensor:
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    extents: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
     """(B, L, E), (B, K, E), (B, K, E) -> (B, L, E)."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=valid).transpose(1, 2).flatten(2)
+    return attention(q, k, v, extents, grid).transpose(1, 2).flatten(2)
 
 
-def _query_table(attention: MultiheadAttention, query_embed: Tensor, parts: str) -> Tensor:
+def _query_table(module: MultiheadAttention, query_embed: Tensor, parts: str) -> Tensor:
     """What the learned positions add to these projections of the queries' states, biases too."""
-    width = attention.embed_dim
-    positions = query_embed @ attention.in_proj_weight[: len(parts) * width].T
-    positions = positions + attention.in_proj_bias[: len(parts) * width]
+    width = module.embed_dim
+    positions = query_embed @ module.in_proj_weight[: len(parts) * width].T
+    positions = positions + module.in_proj_bias[: len(parts) * width]
     if parts == "q":
         return positions
-    return F.pad(positions, (0, width)) + F.pad(attention.in_proj_bias[2 * width :], (2 * width, 0))
+    return F.pad(positions, (0, width)) + F.pad(module.in_proj_bias[2 * width :], (2 * width, 0))
 
 
 def _constant_start(layer: TransformerDecoderLayer, query_embed: Tensor) -> tuple[Tensor, Tensor]:
     """The first layer's states (1, 1, E) after self-attention, and its queries (Q, E)."""
-    attention = layer.self_attn
-    zeros = query_embed.new_zeros(1, 1, attention.embed_dim)
+    own = layer.self_attn
+    zeros = query_embed.new_zeros(1, 1, own.embed_dim)
     value = layer.norm1(zeros) if layer.pre_norm else zeros
-    weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
-    states = attention.out_proj(F.linear(value, weight, bias))
+    weight, bias = own.in_proj_weight.chunk(3)[2], own.in_proj_bias.chunk(3)[2]
+    states = own.out_proj(F.linear(value, weight, bias))
     states = states if layer.pre_norm else layer.norm1(states)
     query = layer.norm2(states) if layer.pre_norm else states
     cross = layer.multihead_attn

@@ -1,10 +1,11 @@
-"""Multi-head attention over padded batches: the only place that turns padding into a mask."""
-
-import math
+"""Multi-head attention over padded batches."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..ops.attention import attention
+from ..reference.attention import attention_weights, valid_keys
 
 
 class MultiheadAttention(nn.Module):
@@ -35,7 +36,8 @@ class MultiheadAttention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        key_padding: Tensor | None = None,
+        extents: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attends from every query to the keys of its own image.
@@ -44,8 +46,9 @@ class MultiheadAttention(nn.Module):
             query: (B, L, E).
             key: (B, K, E).
             value: (B, K, E).
-            key_padding: (B, K) bool, True where a key is padding; None where no image has any,
-                which lets the fastest kernels run.
+            extents: (B, 2) int64, rows and columns of `grid` that each image has; None where no
+                image is padded, which lets the fastest kernels run.
+            grid: rows and columns of the grid that the keys lie on; needed with `extents`.
             return_weights: also compute the weights. The output does not change by a bit: they
                 are computed beside the fused operation, not instead of it.
 
@@ -55,12 +58,13 @@ class MultiheadAttention(nn.Module):
             its weights are zeros and its output is the bias of `out_proj`.
         """
         q, k, v = (self._heads(x) for x in self._project(query, key, value))
-        valid = None if key_padding is None else ~key_padding[:, None, None, :]
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=valid, dropout_p=self.dropout if self.training else 0.0
-        )
+        out = attention(q, k, v, extents, grid, self.dropout if self.training else 0.0)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
-        return out, attention_weights(q, k, valid) if return_weights else None
+        weights = None
+        if return_weights:
+            columns = 1 if grid is None else grid[1]
+            weights = attention_weights(q, k, valid_keys(extents, columns, k.shape[2]))
+        return out, weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         weights = self.in_proj_weight.chunk(3)
@@ -71,22 +75,3 @@ class MultiheadAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def attention_weights(query: Tensor, key: Tensor, valid: Tensor | None) -> Tensor:
-    """Softmax of the scaled scores, in float32 or wider.
-
-    Args:
-        query: (B, H, L, D).
-        key: (B, H, K, D).
-        valid: bool, broadcastable to (B, H, L, K), False for keys that must weigh 0; or None.
-
-    Returns:
-        (B, H, L, K); zeros in a row without a valid key.
-    """
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    scores = (query.to(dtype) / math.sqrt(query.shape[-1])) @ key.to(dtype).transpose(-2, -1)
-    if valid is None:
-        return scores.softmax(-1)
-    # The second fill turns the NaN of a row without any valid key into zeros.
-    return scores.masked_fill(~valid, -math.inf).softmax(-1).masked_fill(~valid, 0.0)

@@ -8,7 +8,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from .padded_resnet import padded_resnet
-from .padding import feature_mask, grid_mask, image_extents
+from .padding import nearest
 from .suggestion import did_you_mean
 
 _NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
@@ -96,41 +96,41 @@ class EncodedBackbone(nn.Sequential):
         super().__init__(backbone, position_encoding)
 
     def forward(
-        self, images: Tensor, mask: Tensor | None, exact: bool = False
+        self, images: Tensor, extents: Tensor | None, exact: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Features, their padding and their position encoding.
+        """Features, the extents of the images on their grid, and their position encoding.
 
         Args:
             images: (B, 3, H, W), normalised.
-            mask: (B, H, W) bool, True on padding; None where no image has any.
-            exact: give each image the features and the padding that it has alone, see
-                `padded_resnet` and `grid_mask`; otherwise what the original gives it.
+            extents: (B, 2) int64, rows and columns of each image in pixels; None where no image is
+                padded.
+            exact: give each image the features and the extents that it has alone, see
+                `padded_resnet`; otherwise what the original gives it, see `padding.nearest`.
 
         Returns:
-            Features (B, C, Hf, Wf), their mask (B, Hf, Wf) or None, and their position encoding
-            (B, E, Hf, Wf).
+            Features (B, C, Hf, Wf), extents (B, 2) on their grid or None, and their position
+            encoding (B, E, Hf, Wf).
         """
         backbone = self[0]
-        if mask is None or not exact:
-            return self._encoded(backbone(images), mask)
-        features, extents = padded_resnet(backbone.body, images, image_extents(mask))
-        mask = grid_mask(extents, features.shape[-2:])
-        return features, mask, self[1](features, mask)
+        if extents is None or not exact:
+            return self._encoded(backbone(images), images, extents)
+        features, extents = padded_resnet(backbone.body, images, extents)
+        return features, extents, self[1](features, extents)
 
     def pyramid(
-        self, images: Tensor, mask: Tensor | None
+        self, images: Tensor, extents: Tensor | None
     ) -> tuple[list[Tensor], Tensor | None, Tensor]:
         """`forward` with the features of every stage, first stage first, for a mask head."""
         stages = self[0].stages(images)
-        _, mask, encoding = self._encoded(stages[-1], mask)
-        return stages, mask, encoding
+        _, extents, encoding = self._encoded(stages[-1], images, extents)
+        return stages, extents, encoding
 
     def _encoded(
-        self, features: Tensor, mask: Tensor | None
+        self, features: Tensor, images: Tensor, extents: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        if mask is not None:
-            mask = feature_mask(mask, features.shape[-2:])
-        return features, mask, self[1](features, mask)
+        if extents is not None:
+            extents = nearest(extents, images.shape[-2:], features.shape[-2:])
+        return features, extents, self[1](features, extents)
 
 
 def _resnet(name: str, norm: str, dilated_stage: int | None, weights: str | None) -> ResNet:

@@ -92,8 +92,9 @@ class DETRDemo(nn.Module):
             ValueError: see `DETR.forward`; also images of different sizes, or a feature map of
                 more than 50 tokens a side.
         """
-        images, mask = batch_images(samples)
-        if mask is not None and bool(mask.any()):
+        images, extents = batch_images(samples)
+        canvas = images.shape[-2:]
+        if extents is not None and any(tuple(extent) != canvas for extent in extents.tolist()):
             raise ValueError(
                 "the batch holds images of different sizes, but detr_demo has no masks and would "
                 "see the padding as image; pass images of one size, or one at a time."

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..data.batching import NestedTensor, nested_tensor_from_images
 from ..data.label_map import LabelMap
 from .backbone import Backbone, EncodedBackbone
+from .padding import image_extents
 from .position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from .suggestion import did_you_mean
 from .transformer import Transformer
@@ -144,17 +145,18 @@ class DETR(nn.Module):
             TypeError: samples of another type, or images that are not floating point.
             ValueError: a tensor of another rank, other than 3 channels, or no image.
         """
-        images, mask = batch_images(samples)
-        return self.decode(*self.backbone(images, mask, self.exact_batches), return_attention)[0]
+        images, extents = batch_images(samples)
+        return self.decode(*self.backbone(images, extents, self.exact_batches), return_attention)[0]
 
     def decode(
-        self, features: Tensor, mask: Tensor | None, pos: Tensor, return_attention: bool = False
+        self, features: Tensor, extents: Tensor | None, pos: Tensor, return_attention: bool = False
     ) -> tuple[dict, "Decoded"]:
         """Predictions from the features of a batch, and what a mask head reads beside them.
 
         Args:
             features: (B, C, Hf, Wf), the backbone's last stage.
-            mask: (B, Hf, Wf) bool, True on padding; None where no image has any.
+            extents: (B, 2) int64, rows and columns of each image on that grid; None where no image
+                is padded.
             pos: (B, E, Hf, Wf), position encoding of the grid.
             return_attention: see `forward`.
 
@@ -163,7 +165,7 @@ class DETR(nn.Module):
         """
         projected = self.input_proj(features)
         states, memory, attention = self.transformer(
-            projected, mask, self.query_embed.weight, pos, return_attention
+            projected, extents, self.query_embed.weight, pos, return_attention
         )
         decoded = Decoded(projected, states[-1], memory)
         if not self.aux_loss:
@@ -222,8 +224,8 @@ def batch_images(samples: Samples) -> tuple[Tensor, Tensor | None]:
         samples: a list of CHW images, a `NestedTensor`, or a tensor (B, 3, H, W).
 
     Returns:
-        Images (B, 3, H, W) and their mask (B, H, W), True on padding; None where the shapes alone
-        show that no image is padded.
+        Images (B, 3, H, W) and their extents (B, 2) int64, rows and columns of each in pixels; None
+        where the shapes alone show that no image is padded.
 
     Raises:
         TypeError, ValueError: see `DETR.forward`.
@@ -262,7 +264,7 @@ def batch_images(samples: Samples) -> tuple[Tensor, Tensor | None]:
         )
     if 0 in images.shape:
         raise ValueError(f"the batch has shape {tuple(images.shape)}; no axis may be empty.")
-    return images, mask
+    return images, None if mask is None else image_extents(mask)
 
 
 def require_at_least(minimum: int, **options: int) -> None:

@@ -12,9 +12,9 @@ _LARGEST_GRID = 50
 class SinePositionEncoding(nn.Module):
     """Sines and cosines of each token's row and column, normalised by the image's own extent.
 
-    DETR, appendix A.4: half of the channels encode y, half x. A coordinate counts the valid
-    tokens up to and including this one, divided by their number in that column (row) and scaled
-    to (0, 2 pi], so that padding does not move the encoding of an image.
+    DETR, appendix A.4: half of the channels encode y, half x. A coordinate counts the rows
+    (columns) of the image up to and including this one, divided by their number and scaled to
+    [0, 2 pi], so that padding does not move the encoding of an image.
 
     Args:
         num_features: channels per axis F, even; the encoding has 2 F.
@@ -36,12 +36,12 @@ class SinePositionEncoding(nn.Module):
         self.normalize = normalize
         self.scale = scale
 
-    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, extents: Tensor | None) -> Tensor:
         """Encodes the grid of a feature map.
 
         Args:
             features: (B, C, Hf, Wf); gives shape, device and dtype.
-            mask: (B, Hf, Wf) bool, True on padding; None where no image has any.
+            extents: (B, 2) int64, rows and columns of each image; None where no image is padded.
 
         Returns:
             (B, 2 F, Hf, Wf), y before x, in the dtype of `features`, computed in float32 (float64
@@ -50,23 +50,24 @@ class SinePositionEncoding(nn.Module):
         """
         dtype = torch.promote_types(features.dtype, torch.float32)
         batch, _, height, width = features.shape
-        if mask is None:
-            # Written as ranges because inductor's rewrite of cumsum over ones drops its dtype.
-            y = torch.arange(1, height + 1, dtype=dtype, device=features.device)
-            x = torch.arange(1, width + 1, dtype=dtype, device=features.device)
-            y = y[None, :, None].expand(batch, height, width)
-            x = x[None, None, :].expand(batch, height, width)
+        rows = torch.arange(1, height + 1, dtype=dtype, device=features.device)[None, :, None]
+        columns = torch.arange(1, width + 1, dtype=dtype, device=features.device)[None, None, :]
+        if extents is None:
+            y, x, last_row, last_column = rows, columns, height, width
         else:
-            y = (~mask).cumsum(1, dtype=dtype)
-            x = (~mask).cumsum(2, dtype=dtype)
+            last_row, last_column = extents.to(dtype)[:, :, None, None].unbind(1)
+            # As in the original, a padded column has no rows to count, nor a padded row columns.
+            y = torch.minimum(rows, last_row) * (columns <= last_column)
+            x = torch.minimum(columns, last_column) * (rows <= last_row)
         if self.normalize:
-            y = y / (y[:, -1:, :] + _EPS) * self.scale
-            x = x / (x[:, :, -1:] + _EPS) * self.scale
-        encoding = torch.cat((self._waves(y), self._waves(x)), dim=3)
+            y = y / (last_row + _EPS) * self.scale
+            x = x / (last_column + _EPS) * self.scale
+        size = (batch, height, width, self.num_features)
+        encoding = torch.cat((self._waves(y).expand(size), self._waves(x).expand(size)), dim=3)
         return encoding.permute(0, 3, 1, 2).to(features.dtype)
 
     def _waves(self, coordinate: Tensor) -> Tensor:
-        """(B, Hf, Wf) -> (B, Hf, Wf, F), sine and cosine of each wavelength side by side."""
+        """Any shape (...) -> (..., F), sine and cosine of each wavelength side by side."""
         i = torch.arange(self.num_features // 2, dtype=coordinate.dtype, device=coordinate.device)
         angle = coordinate[..., None] / self.temperature ** (2 * i / self.num_features)
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
@@ -86,12 +87,12 @@ class LearnedPositionEncoding(nn.Module):
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.col_embed.weight)
 
-    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, extents: Tensor | None) -> Tensor:
         """Encodes the grid of a feature map; the same for every image, wherever its padding is.
 
         Args:
             features: (B, C, Hf, Wf); gives shape and dtype.
-            mask: not used: rows and columns are counted from the top left corner.
+            extents: not used: rows and columns are counted from the top left corner.
 
         Returns:
             (B, 2 F, Hf, Wf), x before y, in the dtype of `features`.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..data.label_map import LabelMap
+from ..reference.zero_outside import outside
 from .detr import DETR, Samples, batch_images
 
 _GROUPS = 8
@@ -101,15 +102,15 @@ class DETRSegmentation(nn.Module):
         Raises:
             TypeError, ValueError: see `DETR.forward`.
         """
-        images, mask = batch_images(samples)
-        stages, mask, pos = self.detr.backbone.pyramid(images, mask)
-        outputs, decoded = self.detr.decode(stages[-1], mask, pos, return_attention)
+        images, extents = batch_images(samples)
+        stages, extents, pos = self.detr.backbone.pyramid(images, extents)
+        outputs, decoded = self.detr.decode(stages[-1], extents, pos, return_attention)
         if select is None:
             states = list(decoded.states)
         else:
             queries = outputs["selected_queries"] = list(select(outputs))
             states = [own[index] for own, index in zip(decoded.states, queries, strict=True)]
-        attention = self.bbox_attention(states, decoded.memory, mask)
+        attention = self.bbox_attention(states, decoded.memory, extents)
         masks = self.mask_head(decoded.projected, attention, stages[-2::-1])
         if select is None:
             outputs["pred_masks"] = torch.stack(masks)
@@ -144,24 +145,24 @@ class AttentionMaps(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, states: Sequence[Tensor], memory: Tensor, mask: Tensor | None
+        self, states: Sequence[Tensor], memory: Tensor, extents: Tensor | None
     ) -> list[Tensor]:
         """Attention of some queries of every image.
 
         Args:
             states: for each image (n_i, E).
             memory: (B, E, h, w).
-            mask: (B, h, w) bool, True on padding, whose weight is 0; or None.
+            extents: (B, 2) int64, rows and columns of each image, beyond which weights are 0; or
+                None.
 
         Returns:
             For each image (n_i, nheads, h, w); each query's weights sum to 1 over heads and grid.
         """
         size = memory.shape[-2:]
         keys = self.k_linear(memory.flatten(2).transpose(1, 2))
+        padding = [None] * len(keys) if extents is None else outside(extents, *size)
         return [
-            self._weights(self.q_linear(own), keys[i], None if mask is None else mask[i]).unflatten(
-                -1, size
-            )
+            self._weights(self.q_linear(own), keys[i], padding[i]).unflatten(-1, size)
             for i, own in enumerate(states)
         ]
 

@@ -49,7 +49,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         features: Tensor,
-        mask: Tensor | None,
+        extents: Tensor | None,
         query_embed: Tensor,
         pos: Tensor,
         return_attention: bool = False,
@@ -58,7 +58,8 @@ class Transformer(nn.Module):
 
         Args:
             features: (B, E, Hf, Wf), projected backbone features.
-            mask: (B, Hf, Wf) bool, True on padding; None where no image has any.
+            extents: (B, 2) int64, rows and columns of the grid that each image has; None where no
+                image is padded.
             query_embed: (Q, E), the learned position of every query.
             pos: (B, E, Hf, Wf), position encoding of the grid.
             return_attention: also return attention weights, see Returns.
@@ -70,19 +71,19 @@ class Transformer(nn.Module):
             there is an encoder layer, "encoder", the last one's from the first pair of grid axes
             to the second (B, nheads, Hf, Wf, Hf, Wf).
         """
-        batch, _, height, width = features.shape
+        grid = features.shape[-2:]
         src, pos = (x.flatten(2).transpose(1, 2) for x in (features, pos))
-        padding = None if mask is None else mask.flatten(1)
-        queries = query_embed.expand(batch, -1, -1)
-        memory, encoder_weights = self.encoder(src, pos, padding, return_attention)
-        states, decoder_weights = self.decoder(memory, pos, padding, queries, return_attention)
+        queries = query_embed.expand(len(features), -1, -1)
+        memory, encoder_weights = self.encoder(src, pos, extents, grid, return_attention)
+        states, decoder_weights = self.decoder(
+            memory, pos, extents, grid, queries, return_attention
+        )
         attention = None
         if return_attention:
-            attention = {"decoder": decoder_weights.unflatten(-1, (height, width))}
+            attention = {"decoder": decoder_weights.unflatten(-1, grid)}
             if encoder_weights is not None:
-                grid = encoder_weights.unflatten(-1, (height, width))
-                attention["encoder"] = grid.unflatten(2, (height, width))
-        return states, memory.transpose(1, 2).unflatten(2, (height, width)), attention
+                attention["encoder"] = encoder_weights.unflatten(-1, grid).unflatten(2, grid)
+        return states, memory.transpose(1, 2).unflatten(2, grid), attention
 
 
 class TransformerEncoder(nn.Module):
@@ -94,13 +95,18 @@ class TransformerEncoder(nn.Module):
         self.norm = norm
 
     def forward(
-        self, src: Tensor, pos: Tensor, padding: Tensor | None, return_weights: bool = False
+        self,
+        src: Tensor,
+        pos: Tensor,
+        extents: Tensor | None,
+        grid: tuple[int, int],
+        return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, E) -> memory (B, L, E) and, if asked, the last layer's (B, H, L, L)."""
         weights = None
         for i, layer in enumerate(self.layers):
             last = i == len(self.layers) - 1
-            src, weights = layer(src, pos, padding, return_weights and last)
+            src, weights = layer(src, pos, extents, grid, return_weights and last)
         return src if self.norm is None else self.norm(src), weights
 
 
@@ -116,7 +122,8 @@ class TransformerDecoder(nn.Module):
         self,
         memory: Tensor,
         pos: Tensor,
-        padding: Tensor | None,
+        extents: Tensor | None,
+        grid: tuple[int, int],
         queries: Tensor,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -124,7 +131,7 @@ class TransformerDecoder(nn.Module):
         tgt = torch.zeros_like(queries, dtype=memory.dtype)
         states, weights = [], []
         for layer in self.layers:
-            tgt, layer_weights = layer(tgt, memory, pos, padding, queries, return_weights)
+            tgt, layer_weights = layer(tgt, memory, pos, extents, grid, queries, return_weights)
             states.append(tgt)
             weights.append(layer_weights)
         return self.norm(torch.stack(states)), torch.stack(weights) if return_weights else None
@@ -146,12 +153,17 @@ class TransformerEncoderLayer(nn.Module):
         self.pre_norm = pre_norm
 
     def forward(
-        self, src: Tensor, pos: Tensor, padding: Tensor | None, return_weights: bool = False
+        self,
+        src: Tensor,
+        pos: Tensor,
+        extents: Tensor | None,
+        grid: tuple[int, int],
+        return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, E) -> tokens (B, L, E) and, if asked, attention weights (B, H, L, L)."""
         value = self.norm1(src) if self.pre_norm else src
         query = value + pos
-        out, weights = self.self_attn(query, query, value, padding, return_weights)
+        out, weights = self.self_attn(query, query, value, extents, grid, return_weights)
         src = src + self.dropout(out)
         if not self.pre_norm:
             src = self.norm1(src)
@@ -182,7 +194,8 @@ class TransformerDecoderLayer(nn.Module):
         tgt: Tensor,
         memory: Tensor,
         pos: Tensor,
-        padding: Tensor | None,
+        extents: Tensor | None,
+        grid: tuple[int, int],
         queries: Tensor,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -192,7 +205,8 @@ class TransformerDecoderLayer(nn.Module):
             tgt: (B, Q, E), states after the layer before; zeros for the first.
             memory: (B, L, E), the encoder's output.
             pos: (B, L, E), position encoding of the memory.
-            padding: (B, L) bool, True on padding, or None.
+            extents: (B, 2) int64, rows and columns of the grid that each image has, or None.
+            grid: rows and columns of the grid of L tokens.
             queries: (B, Q, E), the learned positions of the queries.
             return_weights: also return the attention to the memory.
 
@@ -206,7 +220,9 @@ class TransformerDecoderLayer(nn.Module):
         tgt = tgt if self.pre_norm else self.norm1(tgt)
 
         query = (self.norm2(tgt) if self.pre_norm else tgt) + queries
-        out, weights = self.multihead_attn(query, memory + pos, memory, padding, return_weights)
+        out, weights = self.multihead_attn(
+            query, memory + pos, memory, extents, grid, return_weights
+        )
         tgt = tgt + self.dropout(out)
         tgt = tgt if self.pre_norm else self.norm2(tgt)
 

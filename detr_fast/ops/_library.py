@@ -5,6 +5,8 @@ device, its fake. Compiled kernels register themselves for their device when the
 and the dispatcher prefers them; so nothing outside this file asks whether they are there.
 """
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 from .. import _extension
 
 _library = torch.library.Library("detr_fast", "DEF")
+
+# Operations whose kernels are in Triton; where these are not, torch has kernels of its own.
+TRITON_OPERATIONS: set[str] = set()
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -40,6 +45,37 @@ def define_autograd(name: str, backward: Callable, setup_context: Callable) -> N
     torch.library.register_autograd(
         f"detr_fast::{name}", backward, setup_context=setup_context, lib=_library
     )
+
+
+def triton_is_installed() -> bool:
+    """Whether Triton can be imported, without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def define_triton(module: str, *names: str) -> frozenset[str]:
+    """Registers kernels in Triton for CUDA, where Triton is installed.
+
+    Args:
+        module: of `detr_fast.kernels`; imported, and Triton with it, at the first launch.
+        names: operations of this library, each implemented by the function of `module` of its name.
+
+    Returns:
+        The types of the devices that the kernels are for: "cuda", or none.
+    """
+    TRITON_OPERATIONS.update(names)
+    if not triton_is_installed():
+        return frozenset()
+    for name in names:
+        _library.impl(name, _imported_when_called(module, name), "CUDA")
+    return frozenset({"cuda"})
+
+
+def _imported_when_called(module: str, name: str) -> Callable:
+    def call(*arguments):
+        kernels = importlib.import_module(f"..kernels.{module}", __package__)
+        return getattr(kernels, name)(*arguments)
+
+    return call
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
