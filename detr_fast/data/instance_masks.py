@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -67,6 +66,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     Raises:
         ValueError: run lengths of another size.
     """
+    coco_mask = _coco_mask()
     if isinstance(segmentation, Mapping):
         if list(segmentation["size"]) != [height, width]:
             raise ValueError(
@@ -85,13 +85,20 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """Pixels (height, width), 0 or 1, as compressed run lengths that JSON can hold."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    rle = _coco_mask().encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def mask_area(segmentation: Mapping) -> float:
     """Number of pixels of compressed run lengths."""
-    return float(coco_mask.area(segmentation))
+    return float(_coco_mask().area(segmentation))
+
+
+def _coco_mask():
+    # Imported when it is needed: detection on images alone does without.
+    from pycocotools import mask
+
+    return mask
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:

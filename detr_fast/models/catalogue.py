@@ -110,7 +110,7 @@ ZOO = {
         ZooEntry(
             "detr_tiny_panoptic",
             family="segmentation",
-            options={**_TINY, "num_classes": 9},
+            options={**_TINY, "num_classes": 9, "attention_gain": 128.0},
             shipped="detr_tiny_panoptic.pth",
         ),
     )

@@ -32,6 +32,7 @@ class DETRSegmentation(nn.Module):
     Args:
         freeze_detr: the detector learns nothing and stays in evaluation mode; only attention maps
             and mask head do. (The original leaves dropout at work in the frozen detector.)
+        attention_gain: see `MaskHead`.
         **detr_options: see `DETR`, without `exact_batches`. The mask head needs `hidden_dim` and
             `nheads` of which its group norms of 8 groups can be made.
 
@@ -46,7 +47,7 @@ class DETRSegmentation(nn.Module):
 
     resizable = tuple(f"detr.{name}" for name in DETR.resizable)
 
-    def __init__(self, *, freeze_detr: bool = False, **detr_options):
+    def __init__(self, *, freeze_detr: bool = False, attention_gain: float = 1.0, **detr_options):
         super().__init__()
         if detr_options.get("exact_batches"):
             raise ValueError(
@@ -63,7 +64,9 @@ class DETRSegmentation(nn.Module):
         attention = self.transformer.decoder.layers[-1].multihead_attn
         *finer, _ = self.detr.backbone[0].stage_channels
         self.bbox_attention = AttentionMaps(attention.embed_dim, attention.num_heads)
-        self.mask_head = MaskHead(attention.embed_dim, attention.num_heads, finer[::-1])
+        self.mask_head = MaskHead(
+            attention.embed_dim, attention.num_heads, finer[::-1], attention_gain
+        )
 
     @property
     def num_classes(self) -> int:
@@ -189,6 +192,10 @@ class MaskHead(nn.Module):
         hidden_dim: width E of the image's features.
         nheads: attention maps of a query.
         pyramid_channels: channels of the backbone's stages before the last, from coarse to fine.
+        attention_gain: by how much the first weights of the attention maps are larger than those of
+            the image. The maps' values are about one by `nheads` times the grid's cells, so that at
+            1, the original's, all queries have nearly the same mask in the beginning, which takes
+            long to change.
 
     Attributes:
         memory_limit: bytes that the activations of the queries under way may take; at least one
@@ -198,7 +205,13 @@ class MaskHead(nn.Module):
         ValueError: a width that 8 groups do not divide.
     """
 
-    def __init__(self, hidden_dim: int, nheads: int, pyramid_channels: Sequence[int]):
+    def __init__(
+        self,
+        hidden_dim: int,
+        nheads: int,
+        pyramid_channels: Sequence[int],
+        attention_gain: float = 1.0,
+    ):
         super().__init__()
         self.memory_limit = _MEMORY_LIMIT
         levels = len(pyramid_channels)
@@ -220,6 +233,8 @@ class MaskHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            self.lay1.weight[:, hidden_dim:] *= attention_gain
 
     def forward(
         self, features: Tensor, attention: Sequence[Tensor], pyramid: Sequence[Tensor]

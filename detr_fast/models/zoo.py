@@ -13,7 +13,7 @@ from .suggestion import did_you_mean
 _FAMILIES = {"detr": DETR, "segmentation": DETRSegmentation, "demo": DETRDemo}
 # What may differ from the options that pretrained weights were trained with.
 _SIZES = {"num_classes", "num_queries"}
-_ADAPTABLE = _SIZES | {"dropout", "aux_loss", "train_backbone", "freeze_detr"}
+_ADAPTABLE = _SIZES | {"dropout", "aux_loss", "train_backbone", "freeze_detr", "attention_gain"}
 # Where the first weights come from is no property of the model that was built.
 _NOT_IN_CONFIG = {"backbone_weights"}
 
@@ -99,5 +99,5 @@ def _refuse_contradictions(entry: ZooEntry, trained: dict, config: dict) -> None
         raise ValueError(
             f"the weights of {entry.name} were trained with {option}={value!r}; got "
             f"{config[option]!r}. Use that value, or pretrained=False; "
-            f"only {', '.join(sorted(_ADAPTABLE))} may differ."
+            f"only {', '.join(sorted(_ADAPTABLE & trained.keys()))} may differ."
         )
