@@ -9,6 +9,7 @@ from torch import nn
 from detr_fast.data.label_map import LabelMap
 from detr_fast.evaluation.coco import CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
+from detr_fast.training import distributed
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 40, "name": "emu"}]
 LABELS = LabelMap.contiguous(CATEGORIES)
@@ -104,4 +105,4 @@ def evaluate_on_rank(rank, port, folder):
     mine = [batches[i] for i in ([0, 2, 4], [1, 3, 0])[rank]]
     stats = evaluate(Copying(), mine, CocoEvaluator(truth, LABELS), Counting())
     (folder / f"{rank}.json").write_text(json.dumps(stats))
-    torch.distributed.destroy_process_group()
+    distributed.shutdown()

@@ -65,10 +65,19 @@ def _local_device(cuda: bool) -> torch.device:
     return device
 
 
+_GLOO_LETS_GO_SECONDS = 0.5
+
+
 def shutdown() -> None:
     """Leaves the process group, if there is one."""
-    if is_distributed():
-        dist.destroy_process_group()
+    if not is_distributed():
+        return
+    gloo = dist.get_backend() == "gloo"
+    dist.destroy_process_group()
+    if gloo:
+        # A thread of gloo lets go of its tensors a moment after a collective has completed, and
+        # needs the interpreter for it: if that is ending by then, the process aborts.
+        time.sleep(_GLOO_LETS_GO_SECONDS)
 
 
 def is_distributed() -> bool:
