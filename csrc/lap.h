@@ -1,17 +1,18 @@
 // Rectangular linear sum assignment: each of `rows` rows gets a column of its own, rows <= columns,
 // at the smallest total cost. No torch, no CUDA headers, no allocation.
 //
-// Row minima and greedy claims, then bids, then shortest augmenting paths for the rows that are left
-// (Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 52(4), 2016; the bids
-// are the augmenting row reduction of Jonker and Volgenant, Computing 38, 1987). The only duals kept
-// are those of the columns, v <= 0 and 0 on free columns; that of a row follows from its assigned
-// pair, which therefore is always tight. Starting from row minima is valid for rows < columns, where
-// column reduction is not.
+// Row minima and greedy claims, then bids, then shortest augmenting paths for the rows that are
+// left (Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 52(4), 2016; the
+// bids are the augmenting row reduction of Jonker and Volgenant, Computing 38, 1987). The only
+// duals kept are those of the columns, v <= 0 and 0 on free columns; that of a row follows from its
+// assigned pair, which therefore is always tight. Starting from row minima is valid for rows <
+// columns, where column reduction is not.
 //
-// A row that bids takes the column with its lowest c - v, whoever has it, and lowers v of the column
-// until its second choice would be as good; the loser bids again later. Bids compare c - v rounded to Cost,
-// and v is a Cost as long as there are bids: where one rounded number is below another, so is the
-// exact one, and v is rounded up, so no better exchange is rounded away. Paths are in float64.
+// A row that bids takes the column with its lowest c - v, whoever has it, and lowers v of the
+// column until its second choice would be as good; the loser bids again later. Bids compare c - v
+// rounded to Cost, and v is a Cost as long as there are bids: where one rounded number is below
+// another, so is the exact one, and v is rounded up, so no better exchange is rounded away. Paths
+// are in float64.
 //
 // Ties, the same however the work is divided: rows are served in ascending order; a row claims its
 // cheapest column, the lowest index among equals, if that is free; it bids only if its first choice
@@ -47,7 +48,7 @@ namespace detr_fast {
 
 constexpr double kInfinity = __builtin_huge_val();
 
-// Finite costs below this, and v after any number of bids, neither overflow in Cost nor round to it.
+// Neither costs below this nor what bids make of them overflow in Cost.
 template <class Cost>
 constexpr double kLargestCost = sizeof(Cost) == sizeof(float) ? 0x1p100 : 0x1p900;
 
@@ -89,8 +90,8 @@ HOST_DEVICE Cost next_above(Cost x) {
   return x;
 }
 
-// v of a column that a row takes at cost c if the second lowest c - v of the row rounds to `second`:
-// not below the exact difference, whatever was rounded away.
+// v of a column that a row takes at cost c if the second lowest c - v of the row rounds to
+// `second`: not below the exact difference, whatever was rounded away.
 template <class Cost>
 HOST_DEVICE Cost price_after_bid(Cost c, Cost second) {
   return next_above(c + next_above(-second));

@@ -105,9 +105,7 @@ def test_entries_near_the_limit_of_float64_are_proven():
 
 
 def test_opcheck():
-    torch.library.opcheck(
-        torch.ops.detr_fast.certified_assignment.default, (torch.rand(2, 4, 5),)
-    )
+    torch.library.opcheck(torch.ops.detr_fast.certified_assignment.default, (torch.rand(2, 4, 5),))
 
 
 def test_compiles_without_graph_breaks_or_recompiles():
