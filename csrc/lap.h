@@ -12,7 +12,7 @@
 // column until its second choice would be as good; the loser bids again later. Bids compare c - v
 // rounded to Cost, and v is a Cost as long as there are bids: where one rounded number is below
 // another, so is the exact one, and v is rounded up, so no better exchange is rounded away. Paths
-// are in float64.
+// are in float64. There are no bids where columns >= 2 * rows.
 //
 // Ties, the same however the work is divided: rows are served in ascending order; a row claims its
 // cheapest column, the lowest index among equals, if that is free; it bids only if its first choice
@@ -25,6 +25,7 @@
 //   begin()               nothing is assigned
 //   row_minimum(row)      cheapest column of a row; -inf for a row with NaN or -inf
 //   claim(row, column)    assigns them if the column is free
+//   rows(), columns()     the size of the problem
 //   publish()             makes the claims visible to every lane
 //   column_of(row), row_of(column)   the assigned partner, -1 for none
 //   may_bid()             whether no finite cost is beyond kLargestCost
@@ -97,6 +98,12 @@ HOST_DEVICE Cost price_after_bid(Cost c, Cost second) {
   return next_above(c + next_above(-second));
 }
 
+// With columns to spare paths are short, and equal optima are chosen between more often as SciPy,
+// which has paths only, chooses.
+HOST_DEVICE inline bool bids_are_worth_it(int rows, int columns) {
+  return columns / 2 < rows;
+}
+
 // Lets the rows without a column bid, one after another; whoever loses one waits behind the others.
 template <class Columns>
 HOST_DEVICE void assign_by_bids(Columns& columns) {
@@ -150,7 +157,9 @@ HOST_DEVICE LapStatus solve(Columns& columns) {
   }
   if (!feasible) return LapStatus::kInfeasible;
   columns.publish();
-  if (columns.may_bid()) assign_by_bids(columns);
+  if (columns.may_bid() && bids_are_worth_it(columns.rows(), columns.columns())) {
+    assign_by_bids(columns);
+  }
   columns.begin_paths();
   for (int row = 0; row < columns.rows(); ++row) {
     if (columns.column_of(row) < 0 && !assign_by_shortest_path(columns, row)) {

@@ -126,6 +126,7 @@ class LaneColumns {
       : cost_(cost), arrays_(arrays), slots_(slots), lanes_(lanes) {}
 
   HOST_DEVICE int rows() const { return cost_.rows; }
+  HOST_DEVICE int columns() const { return cost_.columns; }
   HOST_DEVICE bool may_bid() const { return may_bid_; }
   HOST_DEVICE int column_of(int row) const { return arrays_.column_of_row[row]; }
   HOST_DEVICE int row_of(int column) const { return arrays_.row_of_column[column]; }

@@ -38,6 +38,7 @@ class SimdColumns {
   }
 
   int rows() const { return rows_; }
+  int columns() const { return columns_; }
   int column_of(int row) const { return column_of_[row]; }
   int row_of(int column) const { return row_of_[column]; }
   bool may_bid() const { return may_bid_; }
