@@ -1,17 +1,18 @@
 // Rectangular linear sum assignment: each of `rows` rows gets a column of its own, rows <= columns,
 // at the smallest total cost. No torch, no CUDA headers, no allocation.
 //
-// Row minima and greedy claims, then bids, then shortest augmenting paths for the rows that are left
-// (Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 52(4), 2016; the bids
-// are the augmenting row reduction of Jonker and Volgenant, Computing 38, 1987). The only duals kept
-// are those of the columns, v <= 0 and 0 on free columns; that of a row follows from its assigned
-// pair, which therefore is always tight. Starting from row minima is valid for rows < columns, where
-// column reduction is not.
+// Row minima and greedy claims, then bids, then shortest augmenting paths for the rows that are
+// left (Crouse, "On implementing 2D rectangular assignment algorithms", IEEE TAES 52(4), 2016; the
+// bids are the augmenting row reduction of Jonker and Volgenant, Computing 38, 1987). The only
+// duals kept are those of the columns, v <= 0 and 0 on free columns; that of a row follows from its
+// assigned pair, which therefore is always tight. Starting from row minima is valid for rows <
+// columns, where column reduction is not.
 //
-// A row that bids takes the column with its lowest c - v, whoever has it, and lowers v of the column
-// until its second choice would be as good; the loser bids again later. Bids compare c - v rounded to Cost,
-// and v is a Cost as long as there are bids: where one rounded number is below another, so is the
-// exact one, and v is rounded up, so no better exchange is rounded away. Paths are in float64.
+// A row that bids takes the column with its lowest c - v, whoever has it, and lowers v of the
+// column until its second choice would be as good; the loser bids again later. Bids compare c - v
+// rounded to Cost, and v is a Cost as long as there are bids: where one rounded number is below
+// another, so is the exact one, and v is rounded up, so no better exchange is rounded away. Paths
+// are in float64. There are no bids where columns >= 2 * rows.
 //
 // Ties, the same however the work is divided: rows are served in ascending order; a row claims its
 // cheapest column, the lowest index among equals, if that is free; it bids only if its first choice
@@ -24,6 +25,7 @@
 //   begin()               nothing is assigned
 //   row_minimum(row)      cheapest column of a row; -inf for a row with NaN or -inf
 //   claim(row, column)    assigns them if the column is free
+//   rows(), columns()     the size of the problem
 //   publish()             makes the claims visible to every lane
 //   column_of(row), row_of(column)   the assigned partner, -1 for none
 //   may_bid()             whether no finite cost is beyond kLargestCost
@@ -47,7 +49,7 @@ namespace detr_fast {
 
 constexpr double kInfinity = __builtin_huge_val();
 
-// Finite costs below this, and v after any number of bids, neither overflow in Cost nor round to it.
+// Neither costs below this nor what bids make of them overflow in Cost.
 template <class Cost>
 constexpr double kLargestCost = sizeof(Cost) == sizeof(float) ? 0x1p100 : 0x1p900;
 
@@ -89,11 +91,17 @@ HOST_DEVICE Cost next_above(Cost x) {
   return x;
 }
 
-// v of a column that a row takes at cost c if the second lowest c - v of the row rounds to `second`:
-// not below the exact difference, whatever was rounded away.
+// v of a column that a row takes at cost c if the second lowest c - v of the row rounds to
+// `second`: not below the exact difference, whatever was rounded away.
 template <class Cost>
 HOST_DEVICE Cost price_after_bid(Cost c, Cost second) {
   return next_above(c + next_above(-second));
+}
+
+// With columns to spare paths are short, and equal optima are chosen between more often as SciPy,
+// which has paths only, chooses.
+HOST_DEVICE inline bool bids_are_worth_it(int rows, int columns) {
+  return columns / 2 < rows;
 }
 
 // Lets the rows without a column bid, one after another; whoever loses one waits behind the others.
@@ -147,7 +155,9 @@ HOST_DEVICE LapStatus solve(Columns& columns) {
   }
   if (!feasible) return LapStatus::kInfeasible;
   columns.publish();
-  if (columns.may_bid()) assign_by_bids(columns);
+  if (columns.may_bid() && bids_are_worth_it(columns.rows(), columns.columns())) {
+    assign_by_bids(columns);
+  }
   columns.begin_paths();
   for (int row = 0; row < columns.rows(); ++row) {
     if (columns.column_of(row) < 0 && !assign_by_shortest_path(columns, row)) {

@@ -4,19 +4,19 @@
 //
 // A Lanes policy has
 //   lane(), count()        which lane this is, and of how many
-//   argmin(value, index)   leaves in every lane the smallest value (a double) and, among equals, the
-//                          lowest index (an int). No value is NaN. It need not order memory:
+//   argmin(value, index)   leaves in every lane the smallest value (a double) and, among equals,
+//                          the lowest index (an int). No value is NaN. It need not order memory:
 //                          shuffles within a warp are enough.
 //   sync()                 a barrier after which every lane sees what any lane wrote before it
 // and a Slots policy says where a lane keeps what it alone needs of its columns:
 //   MemorySlots            in arrays, for any number of columns
 //   RegisterSlots<N>       in local arrays for at most N columns a lane, in registers on a GPU
 //
-// In CUDA all lanes of a problem call `solve` together, with LaneArrays in shared memory (or global:
-// a block with MemorySlots is limited by nothing else); the costs may lie anywhere, and nothing
-// writes them. A warp's sync() is __syncwarp(), a block's __syncthreads(). When `solve` has returned,
-// any lane may read column_of(row) and row_of(column). The rounding must be that of IEEE additions:
-// there is no multiplication that could be fused with one.
+// In CUDA all lanes of a problem call `solve` together, with LaneArrays in shared memory (or
+// global: a block with MemorySlots is limited by nothing else); the costs may lie anywhere, and
+// nothing writes them. A warp's sync() is __syncwarp(), a block's __syncthreads(). When `solve` has
+// returned, any lane may read column_of(row) and row_of(column). The rounding must be that of IEEE
+// additions: the only multiplication, by a power of two, is exact whether fused with one or not.
 
 #pragma once
 
@@ -164,8 +164,9 @@ class RegisterSlots {
   unsigned free_ = 0, settled_ = 0;
 };
 
-// A Matrix has rows, columns and at(row, column). One without a run-time stride between columns takes
-// fewer registers: with that of CostMatrix nvcc keeps the offset of each of 32 slots, and spills.
+// A Matrix has rows, columns and at(row, column). One without a run-time stride between columns
+// takes fewer registers: with that of CostMatrix nvcc keeps the offset of each of 32 slots, and
+// spills.
 template <class Cost, class Lanes, class Slots, class Matrix = CostMatrix<Cost>>
 class LaneColumns {
  public:
@@ -174,6 +175,7 @@ class LaneColumns {
       : cost_(cost), arrays_(arrays), slots_(slots), lanes_(lanes) {}
 
   HOST_DEVICE int rows() const { return cost_.rows; }
+  HOST_DEVICE int columns() const { return cost_.columns; }
   HOST_DEVICE bool may_bid() const { return may_bid_; }
   HOST_DEVICE int column_of(int row) const { return arrays_.column_of_row[row]; }
   HOST_DEVICE int row_of(int column) const { return arrays_.row_of_column[column]; }

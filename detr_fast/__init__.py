@@ -14,6 +14,7 @@ _HOMES = {
     "SetCriterion": "training.criterion",
     "build_info": "_extension",
     "build_model": "models.zoo",
+    "certified_assignment": "ops.certificate",
     "linear_assignment": "ops.assignment",
     "linear_sum_assignment": "ops.scipy_compat",
     "set_matching": "ops.set_matching",

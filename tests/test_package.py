@@ -86,6 +86,7 @@ def test_public_names_are_those_agreed():
         "SetCriterion",
         "build_info",
         "build_model",
+        "certified_assignment",
         "linear_assignment",
         "linear_sum_assignment",
         "set_matching",

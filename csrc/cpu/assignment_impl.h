@@ -75,7 +75,8 @@ inline LapStatus assign_rows(const CostMatrix<Cost>& cost, Workspace& workspace,
   return status;
 }
 
-// Calls use(columns, oriented) with the solved columns of the matrix that has the smaller side as rows.
+// Calls use(columns, oriented) with the solved columns of the matrix that has the smaller side as
+// rows.
 template <class Cost, class Use>
 inline LapStatus assign_and_use(const CostMatrix<Cost>& cost, int64_t* columns_of_rows,
                                 Workspace& workspace, const Use& use) {

@@ -32,7 +32,7 @@ void certify_all(const at::Tensor& cost, Answers& answers) {
     workspace.reserve(bytes);
     return workspace;
   };
-  for_each_problem(cost.size(0), cost.numel(), make_workspace, [&](int64_t b, Workspace& workspace) {
+  const auto certify = [&](int64_t b, Workspace& workspace) {
     const CostMatrix<Cost> matrix{data + b * cost.stride(0), cost.stride(1), cost.stride(2), rows,
                                   columns};
     const Certificate certificate{columns_of_rows + b * rows, row_duals + b * rows,
@@ -42,7 +42,8 @@ void certify_all(const at::Tensor& cost, Answers& answers) {
     } else {
       kernels.certify_double(matrix, certificate, workspace);
     }
-  });
+  };
+  for_each_problem(cost.size(0), cost.numel(), make_workspace, certify);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> certified_assignment(

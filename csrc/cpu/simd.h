@@ -16,11 +16,11 @@ namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
 // Simd<T>: kLanes values of T in a Vector. Comparisons give one bit a lane, lane 0 the lowest.
-// Indices has an int for each lane; track(low, at, a, indices) takes the lanes of a that are lower than
-// low, with their indices. load_first(count, p) reads `count` values, the other lanes are 0;
-// select(bits, a, b) takes the lanes of a where the bit is set.
-// Simd<double> also loads floats, and lower(values, candidates, tags, tag) stores the candidates that
-// are lower than the values, with the tag, and returns the lower of both.
+// Indices has an int for each lane; track(low, at, a, indices) takes the lanes of a that are lower
+// than low, with their indices. load_first(count, p) reads `count` values, the other lanes are 0;
+// select(bits, a, b) takes the lanes of a where the bit is set. Simd<double> also loads floats, and
+// lower(values, candidates, tags, tag) stores the candidates that are lower than the values, with
+// the tag, and returns the lower of both.
 template <class T>
 struct Simd;
 

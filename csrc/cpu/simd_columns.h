@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "../lap.h"
 #include "simd_search.h"
 
@@ -18,9 +20,9 @@ class SimdColumns {
 
  public:
   static size_t bytes(int rows, int columns) {
-    return static_cast<size_t>(padded(columns)) * (2 * sizeof(double) + sizeof(Cost) + sizeof(int)) +
-           static_cast<size_t>(columns) * sizeof(int) +
-           static_cast<size_t>(rows) * (sizeof(Settled) + sizeof(int));
+    const size_t of_padded = 2 * sizeof(double) + sizeof(Cost) + sizeof(int);
+    return of_padded * padded(columns) + sizeof(int) * columns +
+           (sizeof(Settled) + sizeof(int)) * rows;
   }
 
   // Row i is at cost + i * row_stride; `storage` has bytes(rows, columns), aligned for double.
@@ -36,11 +38,13 @@ class SimdColumns {
   }
 
   int rows() const { return rows_; }
+  int columns() const { return columns_; }
   int column_of(int row) const { return column_of_[row]; }
   int row_of(int column) const { return row_of_[column]; }
   bool may_bid() const { return may_bid_; }
   double v(int column) const {
-    return stage_ == Stage::kClaims ? 0 : stage_ == Stage::kBids ? price_[column] : v_[column] / scale_;
+    if (stage_ == Stage::kClaims) return 0;
+    return stage_ == Stage::kBids ? price_[column] : v_[column] / scale_;
   }
 
   void begin() {

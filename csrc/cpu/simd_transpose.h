@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <utility>
+
 #include "simd.h"
 
 namespace detr_fast {

@@ -1,4 +1,4 @@
-"""Optimal assignments with duals that prove them: SciPy, then shortest paths for the duals."""
+"""Optimal assignments with the duals that prove them: SciPy, then shortest paths."""
 
 import numpy as np
 import torch
