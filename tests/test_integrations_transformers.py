@@ -226,8 +226,8 @@ def train(build, matcher, monkeypatch):
         return found
 
     monkeypatch.setattr(matcher, "forward", recording)
-    # Untrained queries predict nearly the same. At this seed no two assignments of an image cost the
-    # same in float32, between which rounding would choose.
+    # Untrained queries predict nearly the same. At this seed no two assignments of an image cost
+    # the same in float32, between which rounding would choose.
     torch.manual_seed(1)
     model = build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
