@@ -25,7 +25,9 @@ def zero_outside(features: Tensor, extents: Tensor) -> Tensor:
 
     Selected, not multiplied: what stands outside may be infinite or NaN.
     """
-    return features.masked_fill(outside(extents, *features.shape[2:])[:, None], 0.0)
+    copy = features.clone()  # in its memory format
+    zero_outside_(copy, extents)
+    return copy
 
 
 def zero_outside_(features: Tensor, extents: Tensor) -> None:
