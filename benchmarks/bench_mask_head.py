@@ -11,13 +11,14 @@ weights, by the kernel's own count.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 
 import torch
+
+from detr_fast._environment import environment
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -129,7 +130,9 @@ def main() -> None:
         print_peak(args.peak)
         return
     results = {
-        "machine": platform.processor() or platform.machine(),
+        "command": "OMP_NUM_THREADS=2 python benchmarks/bench_mask_head.py --json FILE",
+        "cpu": environment()["cpu"],
+        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rounds": args.rounds,

@@ -209,12 +209,15 @@ def test_without_weights_nothing_is_loaded():
 
 
 def test_shipped_weights_load():
-    if not SHIPPED.is_file():
-        pytest.skip(f"no weights at {SHIPPED.relative_to(SHIPPED.parents[3])} yet")
     model = build_model("detr_tiny", pretrained=True)
     assert model.label_map == SHAPES_LABEL_MAP
     assert model.load_report.missing == model.load_report.skipped == ()
     assert SHIPPED.stat().st_size <= 8e6
+
+
+def test_a_model_without_weights_says_so():
+    with pytest.raises(ValueError, match="there are no weights of detr_tiny_panoptic: train it"):
+        build_model("detr_tiny_panoptic", pretrained=True)
 
 
 def test_absent_shipped_weights_are_explained(monkeypatch):

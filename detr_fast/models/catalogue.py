@@ -37,7 +37,7 @@ class ZooEntry:
 # The original's panoptic models have a class for each of COCO's ids up to 200, and fifty to spare.
 _PANOPTIC_CLASSES = 250
 
-# Of the models that are shipped: small enough for two cores.
+# Of the models for generated shapes: small enough for two cores.
 _TINY = {
     "num_classes": 6,
     "num_queries": 16,
@@ -111,7 +111,6 @@ ZOO = {
             "detr_tiny_panoptic",
             family="segmentation",
             options={**_TINY, "num_classes": 9, "attention_gain": 128.0},
-            shipped="detr_tiny_panoptic.pth",
         ),
     )
 }

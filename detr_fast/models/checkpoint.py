@@ -179,8 +179,13 @@ def without_wrapper_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
 def _locate(source: str | Path) -> Path:
     if source in ZOO:
         entry = ZOO[source]
-        if entry.shipped is None:
+        if entry.url is not None:
             return cached_download(entry.url)
+        if entry.shipped is None:
+            raise ValueError(
+                f"there are no weights of {entry.name}: train it, and give the path of its "
+                "checkpoint."
+            )
         path = Path(__file__).parent / "weights" / entry.shipped
         if not path.is_file():
             raise FileNotFoundError(
