@@ -1,11 +1,10 @@
 """Criterion, forward and backward, against that of transformers.
 
-    python -m pytest benchmarks/bench_criterion.py --benchmark-group-by=group \
-        --benchmark-json=benchmarks/results/criterion.json
+    python -m pytest benchmarks/bench_criterion.py --benchmark-json=criterion.json
+    python benchmarks/report.py criterion.json --out benchmarks/results/MACHINE
 
 Six decoder layers, 91 classes and the target counts of real COCO images. The losses of both are
-compared before anything is timed. Threads as OMP_NUM_THREADS says; the JSON names machine, versions
-and commit.
+compared before anything is timed. Threads as OMP_NUM_THREADS says.
 """
 
 import pytest
@@ -69,10 +68,10 @@ def test_criterion(benchmark, implementation, images, queries):
         computed = losses()
         sum(computed[name] * weight for name, weight in WEIGHTS.items()).backward()
 
-    benchmark.group = f"criterion, forward and backward, B={images} Q={queries}"
     benchmark.extra_info |= {
+        "subject": implementation.__name__,
+        "batch": images,
+        "queries": queries,
         "targets": sum(len(target["labels"]) for target in targets),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
     benchmark.pedantic(step, setup=clear, rounds=9, warmup_rounds=2)

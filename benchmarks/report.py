@@ -124,16 +124,21 @@ def plot(content: dict, axis: str, path: Path) -> None:
     }
     if not panels:
         return
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 4), sharey=True, squeeze=False
+        rows, columns, figsize=(4 * columns, 4 * rows), sharey=True, squeeze=False
     )
-    for panel, (others, lines) in zip(axes[0], panels.items(), strict=True):
+    for panel in axes.flat[len(panels) :]:
+        panel.set_visible(False)
+    for panel, (others, lines) in zip(axes.flat, panels.items(), strict=False):
         for subject, points in sorted(lines.items()):
             points.sort()
             panel.loglog(*zip(*points, strict=True), "o-", label=subject)
         panel.set_title("\n".join(others), fontsize=8)
         panel.set_xlabel(axis)
-    axes[0][0].set_ylabel("seconds")
+    for row in axes:
+        row[0].set_ylabel("seconds")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=100)

@@ -58,8 +58,13 @@ constexpr double kLargestCost = sizeof(Cost) == sizeof(float) ? 0x1p100 : 0x1p90
 template <class Cost>
 constexpr double kScaleBeyond = sizeof(Cost) == sizeof(float) ? 1.0 : 0x1p-124;
 
-// Rows with equal wishes bid against each other in small steps; a path settles that at once.
-constexpr int kBidsPerRow = 4;
+// How often the rows may bid in all. Rows with equal wishes bid against each other in small steps,
+// which a path settles at once; but paths grow faster with the problem than bids do. Measured on
+// square problems of 100 to 1,000 rows, where 4 to 12 bids a row take the least time.
+HOST_DEVICE inline long long most_bids(int rows) {
+  const int per_row = 4 + rows / 128;
+  return static_cast<long long>(per_row < 16 ? per_row : 16) * rows;
+}
 
 enum class LapStatus : int {
   kOptimal = 0,
@@ -109,7 +114,7 @@ template <class Columns>
 HOST_DEVICE void assign_by_bids(Columns& columns) {
   const int rows = columns.rows();
   int next = 0, first = 0, waiting = 0;
-  for (long long bids = static_cast<long long>(kBidsPerRow) * rows; bids > 0;) {
+  for (long long bids = most_bids(rows); bids > 0;) {
     int row = next;
     if (next < rows) {
       ++next;

@@ -79,8 +79,8 @@ class MemorySlots {
 };
 
 // The slot of column j is j / count(). Whatever indexes the arrays is a constant once the loop over
-// the slots is unrolled; otherwise they would lie in memory. Predecessors are in memory all the same:
-// they are written without waiting and read once, when a path is flipped.
+// the slots is unrolled; otherwise they would lie in memory. Predecessors are in memory all the
+// same: they are written without waiting and read once, when a path is flipped.
 template <int N>
 class RegisterSlots {
   static_assert(N <= 32, "free_ and settled_ have a bit for each slot");
@@ -96,8 +96,8 @@ class RegisterSlots {
       if (j < columns) visit(slot, j);
     }
   }
-  // Empty slots too, at a cost of +inf. Without branches in `visit` there are none at all, and a GPU
-  // asks for many costs before it waits for the first.
+  // Empty slots too, at a cost of +inf. Without branches in `visit` there are none at all, and a
+  // GPU asks for many costs before it waits for the first.
   template <class Matrix, class Visit>
   HOST_DEVICE static void for_each_cost(const Matrix& cost, int row, int lane, int count,
                                         const Visit& visit) {

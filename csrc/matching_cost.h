@@ -1,6 +1,7 @@
-// The matching cost of one target with one query: class, L1 and generalised IoU, weighted. No torch,
-// no CUDA headers, no allocation. The formulas are those of detr_fast/reference/matching_cost.py and
-// reference/boxes.py, term by term, so that a cost differs from theirs by rounding only.
+// The matching cost of one target with one query: class, L1 and generalised IoU, weighted. No
+// torch, no CUDA headers, no allocation. The formulas are those of
+// detr_fast/reference/matching_cost.py and reference/boxes.py, term by term, so that a cost differs
+// from theirs by rounding only.
 //
 // Costs in float are the same in every bit whatever the instruction set and the device: they are
 // made of additions, multiplications, divisions and comparisons alone, which IEEE 754 rounds in one
@@ -53,8 +54,8 @@ HOST_DEVICE static inline T area(T x0, T y0, T x1, T y1) {
   return width * height;
 }
 
-// The quotient, 0 where the denominator is not positive. It is replaced before the division, so that
-// a vectorising compiler has no branch to keep.
+// The quotient, 0 where the denominator is not positive. It is replaced before the division, so
+// that a vectorising compiler has no branch to keep.
 template <class T>
 HOST_DEVICE static inline T ratio_or_zero(T numerator, T denominator) {
   const bool positive = denominator > 0;
@@ -178,9 +179,9 @@ HOST_DEVICE static inline double power_of_probability(double p, double exponent)
   return ::pow(p, exponent);
 }
 
-// The class term of the focal families (Zhu et al., ICLR 2021) from the logit of the target's class.
-// kEps: whether eps is not 0; kSquare: whether gamma is 2. They are parameters of the template
-// because a compiler vectorises no loop with these branches in it.
+// The class term of the focal families (Zhu et al., ICLR 2021) from the logit of the target's
+// class. kEps: whether eps is not 0; kSquare: whether gamma is 2. They are parameters of the
+// template because a compiler vectorises no loop with these branches in it.
 template <bool kEps, bool kSquare, class T>
 HOST_DEVICE static inline T focal_term(T logit, const FocalParameters& focal) {
   const T alpha = static_cast<T>(focal.alpha), gamma = static_cast<T>(focal.gamma);
@@ -220,10 +221,10 @@ struct SoftmaxStatistics {
 #define DETR_FAST_KEPT_AS_LOOP
 #endif
 
-// Sums are kept in as many parts on every machine, so that they round alike. With `even` the largest
-// multiple of kSoftmaxParts in the number of logits and `rest` what is left: logit c < even is added
-// to part c % kSoftmaxParts, in the order of c, and logit even + k to part kSoftmaxParts - rest + k;
-// then part k + h to part k for h = 8, 4, 2, 1.
+// Sums are kept in as many parts on every machine, so that they round alike. With `even` the
+// largest multiple of kSoftmaxParts in the number of logits and `rest` what is left: logit c < even
+// is added to part c % kSoftmaxParts, in the order of c, and logit even + k to part kSoftmaxParts -
+// rest + k; then part k + h to part k for h = 8, 4, 2, 1.
 constexpr int kSoftmaxParts = 16;
 
 template <int kHalf, class T, class Join>
@@ -276,8 +277,8 @@ HOST_DEVICE static inline T within_range(T cost, const CostRange& range) {
   return magnitude(cost) <= static_cast<T>(range.largest) ? cost : static_cast<T>(range.stand_in);
 }
 
-// Where costs that are not finite forbid their pair, so do those beyond this size: what outweighs any
-// sum of them, below, is finite in float.
+// Where costs that are not finite forbid their pair, so do those beyond this size: what outweighs
+// any sum of them, below, is finite in float.
 constexpr double kLargestAllowed = 0x1p90;
 
 // A cost so large that every pair fewer that has it is worth any change of the others, for `pairs`

@@ -1,5 +1,5 @@
-// The CPU kernels for AVX-512. What follows the target pragma is compiled for it; whatever other files
-// could share, such as functions of the standard library, is included before.
+// The CPU kernels for AVX-512. What follows the target pragma is compiled for it; whatever other
+// files could share, such as functions of the standard library, is included before.
 
 #if defined(__x86_64__) && defined(__GNUC__)
 

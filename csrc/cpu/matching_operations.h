@@ -1,5 +1,5 @@
-// The operations that image_matching is made of, as C++ functions; each is defined, and registered with
-// torch's dispatcher, in the file of its name.
+// The operations that image_matching is made of, as C++ functions; each is defined, and registered
+// with torch's dispatcher, in the file of its name.
 
 #pragma once
 

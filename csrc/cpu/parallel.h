@@ -15,8 +15,8 @@ namespace detr_fast {
 // Below this many matrix entries in all, waking threads costs more than they save.
 constexpr int64_t kEntriesWorthThreads = 1 << 14;
 
-// Calls solve(problem, local) for problems 0 to count - 1, taken in this order by whichever thread is
-// free; each thread makes its own `local` first. `entries` is the work in all.
+// Calls solve(problem, local) for problems 0 to count - 1, taken in this order by whichever thread
+// is free; each thread makes its own `local` first. `entries` is the work in all.
 template <class MakeLocal, class Solve>
 void for_each_problem(int64_t count, int64_t entries, const MakeLocal& make_local,
                       const Solve& solve) {
@@ -34,8 +34,8 @@ void for_each_problem(int64_t count, int64_t entries, const MakeLocal& make_loca
   }
 }
 
-// The numbers 0 to count - 1, those with the most work first, so that no thread is left with a large
-// one at the end.
+// The numbers 0 to count - 1, those with the most work first, so that no thread is left with a
+// large one at the end.
 template <class Work>
 std::vector<int64_t> largest_first(int64_t count, const Work& work) {
   std::vector<int64_t> order(count);

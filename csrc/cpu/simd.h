@@ -1,6 +1,6 @@
 // Vectors of float and double for the instruction set that the including file is compiled for: it
-// defines DETR_FAST_CAPABILITY as avx512, avx2 or portable before it includes this. Everything is in
-// a namespace of that name, so that the linker never merges code for different instruction sets.
+// defines DETR_FAST_CAPABILITY as avx512, avx2 or portable before it includes this. Everything is
+// in a namespace of that name, so that the linker never merges code for different instruction sets.
 
 #pragma once
 

@@ -21,7 +21,7 @@ class SimdColumns {
  public:
   static size_t bytes(int rows, int columns) {
     const size_t of_padded = 2 * sizeof(double) + sizeof(Cost) + sizeof(int);
-    return of_padded * padded(columns) + sizeof(int) * columns +
+    return of_padded * padded(columns) + sizeof(uint64_t) * words(columns) + sizeof(int) * columns +
            (sizeof(Settled) + sizeof(int)) * rows;
   }
 
@@ -31,7 +31,8 @@ class SimdColumns {
     v_ = static_cast<double*>(storage);
     distance_ = v_ + padded(columns);
     settled_ = reinterpret_cast<Settled*>(distance_ + padded(columns));
-    price_ = reinterpret_cast<Cost*>(settled_ + rows);
+    taken_ = reinterpret_cast<uint64_t*>(settled_ + rows);
+    price_ = reinterpret_cast<Cost*>(taken_ + words(columns));
     predecessor_ = reinterpret_cast<int*>(price_ + padded(columns));
     row_of_ = predecessor_ + padded(columns);
     column_of_ = row_of_ + columns;
@@ -50,6 +51,7 @@ class SimdColumns {
   void begin() {
     std::memset(row_of_, -1, columns_ * sizeof(int));
     std::memset(column_of_, -1, rows_ * sizeof(int));
+    std::fill_n(taken_, words(columns_), uint64_t{0});
     may_bid_ = true;
     unassigned_ = rows_;
     stage_ = Stage::kClaims;
@@ -84,6 +86,7 @@ class SimdColumns {
     if (row_of_[column] >= 0) return;
     row_of_[column] = row;
     column_of_[row] = column;
+    take(column);
     --unassigned_;
   }
 
@@ -108,6 +111,7 @@ class SimdColumns {
     row_of_[j] = row;
     column_of_[row] = j;
     if (loser < 0) {
+      take(j);
       --unassigned_;
       return false;
     }
@@ -164,6 +168,7 @@ class SimdColumns {
     for (int k = 0; k < count_settled_; ++k) {
       v_[settled_[k].column] = settled_[k].v - (nearest.value - settled_[k].distance);
     }
+    take(nearest.column);
     int column = nearest.column, row;
     do {
       row = predecessor_[column];
@@ -184,12 +189,12 @@ class SimdColumns {
 
   static constexpr Cost kInfinite = static_cast<Cost>(kInfinity);
 
-  // Arrays over columns end with whole vectors; behind the last column v and the price are -inf, so
-  // that nothing there is near.
+  // Arrays over columns end with a whole word of bits; behind the last column v and the price are
+  // -inf, so that nothing there is near.
   static int padded(int columns) {
-    constexpr int kStep = 4 * D::kLanes > V::kLanes ? 4 * D::kLanes : V::kLanes;
-    return (columns + kStep - 1) / kStep * kStep;
+    return words(columns) * 64;
   }
+  static int words(int columns) { return (columns + 63) / 64; }
 
   const Cost* row_of_costs(int row) const { return cost_ + row * row_stride_; }
 
@@ -241,28 +246,25 @@ class SimdColumns {
     return lanes0.result();
   }
 
+  void take(int column) { taken_[column / 64] |= uint64_t{1} << column % 64; }
+
   // The first free column at that distance, or if there is none the first one; there is one.
+  // Without branches on where it is, which nothing could predict.
   int nearest_at(double distance) const {
     const auto wanted = D::broadcast(distance);
-    int first = columns_, first_free = columns_;
-    const auto look = [&](uint64_t bits, int j) {
-      for (; bits && first_free == columns_; bits &= bits - 1) {
-        const int column = j + __builtin_ctzll(bits);
-        if (first == columns_) first = column;
-        if (row_of_[column] < 0) first_free = column;
-      }
-    };
-    constexpr int kLanes = D::kLanes;
     const double* distances = distance_;
-    for (int j = 0; j < columns_ && first_free == columns_; j += 4 * kLanes) {
-      const uint64_t bits0 = D::equal(D::load(distances + j), wanted);
-      const uint64_t bits1 = D::equal(D::load(distances + j + kLanes), wanted);
-      const uint64_t bits2 = D::equal(D::load(distances + j + 2 * kLanes), wanted);
-      const uint64_t bits3 = D::equal(D::load(distances + j + 3 * kLanes), wanted);
-      if (!(bits0 | bits1 | bits2 | bits3)) continue;
-      look(bits0 | bits1 << kLanes | bits2 << 2 * kLanes | bits3 << 3 * kLanes, j);
+    int first = columns_;
+    for (int j = 0; j < columns_; j += 64) {
+      uint64_t bits = 0;
+      for (int k = 0; k < 64; k += D::kLanes) {
+        bits |= D::equal(D::load(distances + j + k), wanted) << k;
+      }
+      const uint64_t free = bits & ~taken_[j / 64];
+      if (free) return j + __builtin_ctzll(free);
+      const int here = bits ? j + __builtin_ctzll(bits) : columns_;
+      first = here < first ? here : first;
     }
-    return first_free < columns_ ? first_free : first;
+    return first;
   }
 
   const Cost* cost_;
@@ -272,6 +274,7 @@ class SimdColumns {
   double* v_;         // [padded] -inf once settled
   double* distance_;  // [padded] +inf once settled
   Settled* settled_;  // [rows]
+  uint64_t* taken_;   // [words] a bit for each column that has a row
   Cost* price_;       // [padded] v while rows bid
   int* predecessor_;  // [padded] rows that wait, before there are paths
   int* row_of_;       // [columns]

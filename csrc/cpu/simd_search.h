@@ -8,8 +8,8 @@ namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
 // Calls block(first, second, third, fourth) with the first columns of four vectors at a time, in
-// ascending order, until they have covered [0, count), count >= kLanes; some columns may come twice.
-// Stops where `block` returns true.
+// ascending order, until they have covered [0, count), count >= kLanes; some columns may come
+// twice. Stops where `block` returns true.
 template <class T, class Block>
 inline void for_each_block(int count, const Block& block) {
   constexpr int kLanes = Simd<T>::kLanes;

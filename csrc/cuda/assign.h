@@ -1,5 +1,5 @@
-// Batches of assignment problems on the GPU: what they are, and how much memory a launch gives them.
-// For the host and for nvcc; no torch headers. The kernel is in assign_kernel.h.
+// Batches of assignment problems on the GPU: what they are, and how much memory a launch gives
+// them. For the host and for nvcc; no torch headers. The kernel is in assign_kernel.h.
 
 #pragma once
 
@@ -11,8 +11,8 @@
 
 namespace detr_fast {
 
-// A problem as the kernel solves it. Its rows are the caller's rows, or where these are more than the
-// columns, the caller's columns: then it is `turned`.
+// A problem as the kernel solves it. Its rows are the caller's rows, or where these are more than
+// the columns, the caller's columns: then it is `turned`.
 template <class Cost>
 struct AssignmentProblem {
   CostMatrix<Cost> cost;  // rows <= columns
@@ -35,8 +35,8 @@ struct AssignmentBatch {
 
   // The problems, written on the device by an earlier launch; null for those of a tensor.
   const AssignmentProblem<Cost>* problems;
-  // Whether a problem that +inf leaves without a full matching, whose costs are overwritten then, is
-  // matched as far as possible.
+  // Whether a problem that +inf leaves without a full matching, whose costs are overwritten then,
+  // is matched as far as possible.
   bool yields;
 
   // A tensor of problems, for those with no more rows than columns and for the others: twice the
@@ -60,8 +60,9 @@ struct AssignmentLayout {
   size_t bytes;  // a multiple of 16
 };
 
-// How a batch is solved: with a block of threads for each problem. The shared memory of a block holds
-// kScratchBytes, then the state unless that is in the workspace, then the costs if there is room.
+// How a batch is solved: with a block of threads for each problem. The shared memory of a block
+// holds kScratchBytes, then the state unless that is in the workspace, then the costs if there is
+// room.
 struct AssignmentPlan {
   int slots;               // columns of each lane of the warp that solves; 0: the whole block solves
   AssignmentLayout state;

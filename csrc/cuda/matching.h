@@ -19,8 +19,8 @@ struct Numbers {
   long long strides[4];
 };
 
-// Offsets go to the kernel as arguments, which are at most 4 KiB: then there is no copy to wait for,
-// and none to capture in a graph. More images are matched in several launches.
+// Offsets go to the kernel as arguments, which are at most 4 KiB: then there is no copy to wait
+// for, and none to capture in a graph. More images are matched in several launches.
 constexpr int kMostImages = 384;
 
 struct ImageTargets {
@@ -46,10 +46,10 @@ struct MatchingBatch {
   FocalParameters focal_parameters;
   CostWeights weights;
 
-  // Target t has its row at cost + (set * targets + t) * queries: the costs, 0 in the room. If there
-  // are `problems`, costs are brought into `range`, the room is left, and an image with more targets
-  // than a group has queries has columns there instead, a query after the other: the smaller side
-  // is a row to the solver, and rows are dense.
+  // Target t has its row at cost + (set * targets + t) * queries: the costs, 0 in the room. If
+  // there are `problems`, costs are brought into `range`, the room is left, and an image with more
+  // targets than a group has queries has columns there instead, a query after the other: the
+  // smaller side is a row to the solver, and rows are dense.
   Cost* cost;
   CostRange range;
   AssignmentProblem<Cost>* problems;  // (sets, groups, images of this launch), or null

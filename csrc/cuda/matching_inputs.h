@@ -1,5 +1,5 @@
-// What matching_cost and set_matching are given, as the kernels want it. Nothing is copied, read back
-// or converted: the kernels read any type and any strides.
+// What matching_cost and set_matching are given, as the kernels want it. Nothing is copied, read
+// back or converted: the kernels read any type and any strides.
 
 #pragma once
 

@@ -1,6 +1,6 @@
-// The kernel that writes matching costs, each in the same bits as on a CPU. A block takes the queries
-// of a tile in one set and image: first the softmax of each query, 16 threads a query as there are
-// parts of its sum, then a warp for each target and a thread for each query.
+// The kernel that writes matching costs, each in the same bits as on a CPU. A block takes the
+// queries of a tile in one set and image: first the softmax of each query, 16 threads a query as
+// there are parts of its sum, then a warp for each target and a thread for each query.
 
 #pragma once
 
