@@ -10,7 +10,8 @@ from tolerances import ACCUMULATED_FLOAT64, LOSS_FLOAT64
 
 import detr_fast
 from detr_fast.training import target_checks as checks_module
-from detr_fast.training.criterion import LossNormalizer, SetCriterion, auxiliary_weights
+from detr_fast.training.criterion import SetCriterion, auxiliary_weights
+from detr_fast.training.loss_normalizer import LossNormalizer
 from detr_fast.training.matcher import HungarianMatcher
 from detr_fast.training.targets import pack_targets
 

@@ -3,11 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
-
-from detr_fast.data.shapes import SHAPES_PANOPTIC_LABEL_MAP
-from detr_fast.models.zoo import build_model
-
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "panoptic.ipynb"
 
 
@@ -23,25 +18,11 @@ def run(sources):
     return namespace
 
 
-def test_panoptic_notebook_runs_on_the_weights_of_a_run(tmp_path, monkeypatch, capsys):
+def test_panoptic_notebook_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    model = build_model("detr_tiny_panoptic")
-    with torch.no_grad():
-        model.detr.class_embed.bias.zero_()[7] = 8.0
-    content = {
-        "model": model.state_dict(),
-        "config": model.config,
-        "label_map": SHAPES_PANOPTIC_LABEL_MAP.to_dict(),
-        "preprocess": {"short_side": None},
-    }
-    weights = tmp_path / "runs" / "train" / "weights"
-    weights.mkdir(parents=True)
-    torch.save(content, weights / "best.pth")
-    namespace = run(cells())
-    assert namespace["found"].names == ("stripes",)
+    assert run(cells())["figures"]["PQ"] > 0.7
     assert (tmp_path / "panoptic_export" / "panoptic.json").is_file()
-    assert "stripes" in capsys.readouterr().out
+    assert "9 classes, 3 of them stuff" in capsys.readouterr().out
 
 
 def test_notebook_was_saved_without_outputs():

@@ -179,6 +179,23 @@ def test_curves_count_epochs_from_1_as_the_progress_lines_do(tmp_path):
     assert "2 epochs; best AP 0.100 in epoch 2" in path.read_text()
 
 
+def test_curves_of_masks(tmp_path):
+    quality = {"test_PQ_all": {"pq": 0.5}, "test_PQ_th": {"pq": 0.4}, "test_PQ_st": {"pq": None}}
+    masks = {"train_loss_mask": 0.1, "test_loss_dice": 0.2, "test_coco_eval_masks": [0.3] * 12}
+    boxes = plot_log([record(0)], tmp_path / "boxes.png")
+    both = plot_log([record(0, **masks, **quality), record(1)], tmp_path / "masks.svg")
+    drawn = both.read_text()
+    assert "2 epochs; best PQ 0.500 in epoch 1" in drawn
+    for title in ("mask focal loss", "mask dice loss", "AP of masks", "panoptic quality"):
+        assert f"<!-- {title}" in drawn
+    with (
+        Image.open(boxes) as without,
+        Image.open(plot_log([record(0, **masks)], both.with_suffix(".png"))) as image,
+    ):
+        assert image.height > without.height
+    assert "best mask AP 0.300" in plot_log([record(0, **masks)], both).read_text()
+
+
 def test_curves_keep_out_of_the_global_state_of_matplotlib(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     plot_log([record(0)], tmp_path / "a.png")

@@ -12,7 +12,7 @@ import torch
 
 from detr_fast import build_model
 from detr_fast.data.label_map import COCO_LABEL_MAP
-from detr_fast.data.shapes import SHAPES_LABEL_MAP
+from detr_fast.data.shapes import SHAPES_LABEL_MAP, SHAPES_PANOPTIC_LABEL_MAP
 from detr_fast.models import catalogue, checkpoint, zoo
 from detr_fast.models.checkpoint import load_checkpoint
 from detr_fast.models.download import cached_download
@@ -26,7 +26,7 @@ SMALL = {
     "dim_feedforward": 16,
     "backbone": "resnet18",
 }
-SHIPPED = Path(zoo.__file__).parent / "weights" / "detr_tiny.pth"
+SHIPPED = Path(zoo.__file__).parent / "weights"
 
 
 class Server:
@@ -208,16 +208,22 @@ def test_without_weights_nothing_is_loaded():
     assert model.label_map is None
 
 
-def test_shipped_weights_load():
-    model = build_model("detr_tiny", pretrained=True)
-    assert model.label_map == SHAPES_LABEL_MAP
+@pytest.mark.parametrize(
+    ("name", "label_map"),
+    [("detr_tiny", SHAPES_LABEL_MAP), ("detr_tiny_panoptic", SHAPES_PANOPTIC_LABEL_MAP)],
+)
+def test_shipped_weights_load(name, label_map):
+    model = build_model(name, pretrained=True)
+    assert model.label_map == label_map
     assert model.load_report.missing == model.load_report.skipped == ()
-    assert SHIPPED.stat().st_size <= 8e6
+    assert (SHIPPED / f"{name}.pth").stat().st_size <= 8e6
 
 
-def test_a_model_without_weights_says_so():
-    with pytest.raises(ValueError, match="there are no weights of detr_tiny_panoptic: train it"):
-        build_model("detr_tiny_panoptic", pretrained=True)
+def test_a_model_without_weights_says_so(monkeypatch):
+    entry = catalogue.ZooEntry("detr_bare", options=catalogue.ZOO["detr_tiny"].options)
+    monkeypatch.setitem(catalogue.ZOO, entry.name, entry)
+    with pytest.raises(ValueError, match="there are no weights of detr_bare: train it"):
+        build_model(entry.name, pretrained=True)
 
 
 def test_absent_shipped_weights_are_explained(monkeypatch):

@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
     from ..inference.loading import load_for_detection
     from ..training import distributed
     from ..training.assembly import open_device
+    from ..training.criterion import build_criterion
     from ..training.recipe import Recipe
-    from ..training.trainer import build_criterion
 
     for name in ("batch_size", "max_images"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

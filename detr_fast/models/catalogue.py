@@ -111,6 +111,7 @@ ZOO = {
             "detr_tiny_panoptic",
             family="segmentation",
             options={**_TINY, "num_classes": 9, "attention_gain": 128.0},
+            shipped="detr_tiny_panoptic.pth",
         ),
     )
 }

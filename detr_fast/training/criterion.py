@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..reference.boxes import cxcywh_to_xyxy, generalized_iou
-from . import distributed
+from ..models.segmentation import DETRSegmentation
+from .loss_normalizer import LossNormalizer, count_normalizer
 from .mask_losses import mask_losses, pack_masks
-from .recipe import MASK_RESOLUTIONS
+from .matcher import HungarianMatcher
+from .recipe import MASK_RESOLUTIONS, Recipe
+from .set_losses import Matches, box_losses, cardinality_errors, label_losses
 from .target_checks import validate_targets
 from .targets import PackedTargets, pack_targets
 
@@ -30,30 +30,6 @@ _TERMS = {
     "boxes": ("loss_bbox", "loss_giou"),
     "masks": ("loss_mask", "loss_dice"),
 }
-
-
-@dataclass(frozen=True)
-class LossNormalizer:
-    """What sums over a batch are divided by. All of it is known before the model has run.
-
-    The values are those of the whole batch of a step, over processes and micro-batches, divided by
-    the number of processes, because DistributedDataParallel averages gradients over processes. So
-    losses and gradients, added over micro-batches and averaged over processes, are those of the
-    joined batch in one process. Each value is a number or a tensor of no dimensions.
-
-    Attributes:
-        boxes: number of target boxes, at least one over all processes.
-        class_weight: sum of the class weights of all queries.
-        matched: number of matched targets.
-        images: number of images.
-        auxiliary: the same for the auxiliary layers where these repeat the targets, else None.
-    """
-
-    boxes: float | Tensor
-    class_weight: float | Tensor
-    matched: float | Tensor
-    images: float | Tensor
-    auxiliary: LossNormalizer | None = None
 
 
 class SetCriterion(nn.Module):
@@ -223,17 +199,17 @@ class SetCriterion(nn.Module):
 
     def _match(
         self, logits: Tensor, boxes: Tensor, packed: PackedTargets, last_only: bool = False
-    ) -> _Matches:
+    ) -> Matches:
         if last_only:
             logits, boxes = logits[-1:], boxes[-1:]
         queries = self.matcher.match_layers(logits, boxes, packed)
-        return _Matches.of(queries, packed, boxes.shape[2])
+        return Matches.of(queries, packed, boxes.shape[2])
 
     def _masks(
         self,
         outputs: Mapping[str, Any],
         targets: Sequence[Mapping[str, Tensor]],
-        matches: _Matches,
+        matches: Matches,
         normalizer: LossNormalizer,
     ) -> dict[str, Tensor]:
         masks = pack_masks(targets)
@@ -265,18 +241,18 @@ class SetCriterion(nn.Module):
         logits: Tensor,
         boxes: Tensor,
         packed: PackedTargets,
-        matches: _Matches,
+        matches: Matches,
         normalizer: LossNormalizer,
     ) -> dict[str, Tensor]:
         """Losses of some layers: (S,) by name, and the class error of the last of them, ()."""
         computed: dict[str, Tensor] = {}
         for loss in self.losses:
             if loss == "labels":
-                computed |= self._classification(logits, packed, matches, normalizer)
+                computed |= label_losses(logits, packed, matches, normalizer, self.empty_weight)
             elif loss == "boxes":
-                computed |= _regression(boxes, packed, matches, normalizer)
+                computed |= box_losses(boxes, packed, matches, normalizer)
             elif loss == "cardinality":
-                computed |= _cardinality(logits, packed, normalizer)
+                computed |= cardinality_errors(logits, packed, normalizer)
         return computed
 
     def normalizer(
@@ -300,39 +276,14 @@ class SetCriterion(nn.Module):
             The normalizer for `forward`.
         """
         packed = targets if isinstance(targets, PackedTargets) else pack_targets(targets)
-        sets = [packed]
-        if self.aux_repeats > 1:
-            sets.append(packed.repeated(self.aux_repeats, num_queries))
-        counts: Sequence[float | Tensor] = [
-            count
-            for each in sets
-            for count in (each.num_targets(), each.num_matched(num_queries), each.num_images)
-        ]
-        if packed.counts is not None:
-            counts = [_as_double(count, packed.labels.device) for count in counts]
-        processes = distributed.world_size() if over_processes else 1
-        if processes > 1:
-            # One row of numbers that float64 holds exactly, and rounded only by the division.
-            row = torch.stack([_as_double(count, packed.labels.device) for count in counts])
-            row = row.to(device or row.device, non_blocking=True)
-            counts = (distributed.all_reduce_sum(row) / processes).unbind()
-        last, *auxiliary = (
-            self._divisors(*counts[i : i + 3], num_queries, processes)
-            for i in range(0, len(counts), 3)
+        return count_normalizer(
+            packed,
+            num_queries,
+            self.eos_coef,
+            self.aux_repeats,
+            over_processes=over_processes,
+            device=device,
         )
-        return replace(last, auxiliary=auxiliary[0]) if auxiliary else last
-
-    def _divisors(
-        self,
-        boxes: float | Tensor,
-        matched: float | Tensor,
-        images: float | Tensor,
-        num_queries: int,
-        processes: int,
-    ) -> LossNormalizer:
-        boxes = boxes.clamp(min=1 / processes) if isinstance(boxes, Tensor) else max(boxes, 1)
-        class_weight = matched + self.eos_coef * (images * num_queries - matched)
-        return LossNormalizer(boxes, class_weight, matched, images)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The sum of the losses, weighted by `weight_dict`: what to call `backward` on.
@@ -349,48 +300,6 @@ class SetCriterion(nn.Module):
                 f"{sorted(self.weight_dict)}"
             )
         return torch.stack(weighted).sum()
-
-    def _classification(
-        self,
-        logits: Tensor,
-        packed: PackedTargets,
-        matches: _Matches,
-        normalizer: LossNormalizer,
-    ) -> dict[str, Tensor]:
-        layers, images, per_image, num_logits = logits.shape
-        slots = images * per_image
-        # The slot behind the last query takes the targets that are left over.
-        classes = matches.query.new_full((layers, slots + 1), self.num_classes)
-        slot = torch.where(matches.found, matches.query, slots)
-        classes.scatter_(1, slot, packed.labels.expand_as(slot))
-        negative_log_likelihood = F.cross_entropy(
-            logits.reshape(-1, num_logits),
-            classes[:, :-1].reshape(-1),
-            self.empty_weight.to(logits.dtype),
-            reduction="none",
-        )
-        loss = negative_log_likelihood.view(layers, -1).sum(1) / normalizer.class_weight
-
-        with torch.no_grad():
-            last = logits[-1].reshape(-1, num_logits).index_select(0, matches.query[-1])
-            wrong = matches.found[-1] & (last.argmax(-1) != packed.labels)
-            percent = wrong.sum().to(logits.dtype) * 100
-            class_error = (percent / normalizer.matched).to(logits.dtype)
-        return {"loss_ce": loss, "class_error": class_error}
-
-
-@dataclass(frozen=True)
-class _Matches:
-    """For each target and layer, (S, T): its query among those of all images, and if it has one."""
-
-    query: Tensor
-    found: Tensor
-
-    @classmethod
-    def of(cls, queries: Tensor, packed: PackedTargets, num_queries: int) -> _Matches:
-        found = queries >= 0
-        # A target without a query points at the first one, and weighs nothing.
-        return cls(torch.where(found, packed.image_index * num_queries + queries, 0), found)
 
 
 def auxiliary_weights(weight_dict: Mapping[str, float], num_layers: int) -> dict[str, float]:
@@ -409,36 +318,23 @@ def auxiliary_weights(weight_dict: Mapping[str, float], num_layers: int) -> dict
     return weights
 
 
-def _regression(
-    boxes: Tensor, packed: PackedTargets, matches: _Matches, normalizer: LossNormalizer
-) -> dict[str, Tensor]:
-    layers, images, per_image, _ = boxes.shape
-    index = matches.query[..., None].expand(-1, -1, 4)
-    source = boxes.reshape(layers, images * per_image, 4).gather(1, index)
-    target = packed.boxes.to(boxes.dtype).expand_as(source)
-    distance = (source - target).abs().sum(-1)
-    giou = generalized_iou(cxcywh_to_xyxy(source), cxcywh_to_xyxy(target))
-    return {
-        "loss_bbox": torch.where(matches.found, distance, 0).sum(1) / normalizer.boxes,
-        "loss_giou": torch.where(matches.found, 1 - giou, 0).sum(1) / normalizer.boxes,
-    }
-
-
-@torch.no_grad()
-def _cardinality(
-    logits: Tensor, packed: PackedTargets, normalizer: LossNormalizer
-) -> dict[str, Tensor]:
-    # The likeliest class is an object: the same as argmax, which is ten times slower on a CPU.
-    predicted = (logits[..., :-1].amax(-1) >= logits[..., -1]).sum(-1)
-    error = (predicted - packed.counts_on_device()).abs().sum(-1).to(logits.dtype)
-    return {"cardinality_error": error / normalizer.images}
-
-
-def _as_double(count: float | Tensor, device: torch.device) -> Tensor:
-    """A tensor of no dimensions; a number is written by the device itself, without a copy to it."""
-    if isinstance(count, Tensor):
-        return count.double()
-    return torch.full((), count, dtype=torch.float64, device=device)
+def build_criterion(model: nn.Module, recipe: Recipe) -> SetCriterion:
+    """DETR's criterion for a model, with the costs and weights of a recipe."""
+    layers = len(model.transformer.decoder.layers) if getattr(model, "aux_loss", False) else 1
+    weights = auxiliary_weights(recipe.loss_weights(), layers)
+    losses = ["labels", "boxes", "cardinality"]
+    if isinstance(model, DETRSegmentation):
+        weights |= recipe.mask_loss_weights()
+        losses.append("masks")
+    return SetCriterion(
+        model.num_classes,
+        HungarianMatcher(recipe.set_cost_class, recipe.set_cost_bbox, recipe.set_cost_giou),
+        weights,
+        recipe.eos_coef,
+        losses,
+        recipe.aux_repeats,
+        recipe.mask_resolution,
+    )
 
 
 def _stack_layers(outputs: Mapping[str, Any], num_classes: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,20 @@ def init_from_env(backend: str | None = None, timeout_seconds: float = 1800.0) -
     timeout = datetime.timedelta(seconds=timeout_seconds)
     dist.init_process_group(backend, timeout=timeout)
     return device
+
+
+def in_first_process(action: Callable[[], Any]) -> Any:
+    """The result of `action` in the first process, or its error, in all processes."""
+    outcome: Any = None
+    if is_main_process():
+        try:
+            outcome = action()
+        except (OSError, ValueError) as error:
+            outcome = error
+    outcome = all_gather(outcome)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _local_device(cuda: bool) -> torch.device:

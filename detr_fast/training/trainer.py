@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from ..models.checkpoint import Checkpoint
 from ..models.segmentation import DETRSegmentation
 from . import distributed
 from .checkpoints import write_checkpoint
-from .criterion import SetCriterion, auxiliary_weights
+from .criterion import build_criterion
+from .epoch_record import score_of, test_figures
 from .interruption import Interruption
-from .matcher import HungarianMatcher
 from .progress import Progress
 from .recipe import Recipe
 from .run_folder import RunFolder
@@ -216,7 +216,7 @@ class Trainer:
                 f"{self._max_steps}"
             )
         if self._check_data:
-            _in_first_process(self._check)
+            distributed.in_first_process(self._check)
         self.folder = self._open_folder()
         if main:
             self.folder.write_args(self._provenance["args"])
@@ -336,8 +336,8 @@ class Trainer:
             with distributed.naming_lost_ranks(f"evaluation after epoch {epoch + 1}"):
                 figures = self.evaluate()
             record |= {f"test_{name}": value for name, value in figures["losses"].items()}
-            record |= _test_figures(figures)
-            score = _score(record)
+            record |= test_figures(figures)
+            score = score_of(record)
             line += f", AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}"
             if "segm" in figures:
                 line += f", mask AP {figures['segm']['AP']:.3f}"
@@ -359,7 +359,7 @@ class Trainer:
 
     def _save(self) -> None:
         checkpoint = self.state.checkpoint()
-        _in_first_process(
+        distributed.in_first_process(
             lambda: write_checkpoint({**checkpoint, **self._provenance}, self.folder.last)
         )
 
@@ -372,8 +372,8 @@ class Trainer:
             print(report, flush=True)
 
     def _open_folder(self) -> RunFolder:
-        folder, records = _in_first_process(self._open_folder_and_log)
-        scores = (_score(record) for record in records if "test_coco_eval_bbox" in record)
+        folder, records = distributed.in_first_process(self._open_folder_and_log)
+        scores = (score_of(record) for record in records if "test_coco_eval_bbox" in record)
         self._best = max(scores, default=-math.inf)
         if any(record["epoch"] == self.state.epoch - 1 for record in records):
             self.state.unlogged = None
@@ -387,47 +387,6 @@ class Trainer:
         return folder, folder.records()
 
 
-def build_criterion(model: nn.Module, recipe: Recipe) -> SetCriterion:
-    """DETR's criterion for a model, with the costs and weights of a recipe."""
-    layers = len(model.transformer.decoder.layers) if getattr(model, "aux_loss", False) else 1
-    weights = auxiliary_weights(recipe.loss_weights(), layers)
-    losses = ["labels", "boxes", "cardinality"]
-    if isinstance(model, DETRSegmentation):
-        weights |= recipe.mask_loss_weights()
-        losses.append("masks")
-    return SetCriterion(
-        model.num_classes,
-        HungarianMatcher(recipe.set_cost_class, recipe.set_cost_bbox, recipe.set_cost_giou),
-        weights,
-        recipe.eos_coef,
-        losses,
-        recipe.aux_repeats,
-        recipe.mask_resolution,
-    )
-
-
-def _test_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of an evaluation under the names of the original's logs."""
-    record: dict[str, Any] = {"test_coco_eval_bbox": figures["coco_eval_bbox"]}
-    if "segm" in figures:
-        record["test_coco_eval_masks"] = figures["segm"]["coco_eval_masks"]
-    if "panoptic" in figures:
-        for group, suffix in (("all", ""), ("th", "_th"), ("st", "_st")):
-            record[f"test_PQ_{group}"] = {
-                name.lower(): figures["panoptic"][name + suffix] for name in ("PQ", "SQ", "RQ")
-            }
-    return record
-
-
-def _score(record: Mapping[str, Any]) -> float:
-    """What the best weights are chosen by: PQ, or AP of masks, or AP of boxes."""
-    if "test_PQ_all" in record:
-        # Null in a log where no class occurs.
-        quality = record["test_PQ_all"]["pq"]
-        return -math.inf if quality is None else quality
-    return record.get("test_coco_eval_masks", record["test_coco_eval_bbox"])[0]
-
-
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
     """The model wrapped for several processes, itself for one."""
     if distributed.world_size() == 1:
@@ -439,20 +398,6 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=batch_norm,
     )
-
-
-def _in_first_process(action: Callable[[], Any]) -> Any:
-    """The result of `action` in the first process, or its error, in all processes."""
-    outcome: Any = None
-    if distributed.is_main_process():
-        try:
-            outcome = action()
-        except (OSError, ValueError) as error:
-            outcome = error
-    outcome = distributed.all_gather(outcome)[0]
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 def _check_classes(model: nn.Module, train: Dataset, val: Dataset | None) -> None:

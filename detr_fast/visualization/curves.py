@@ -12,20 +12,22 @@ _LOSSES = (
     ("loss_bbox", "box L1"),
     ("loss_giou", "box GIoU"),
 )
+_MASK_LOSSES = (("loss_mask", "mask focal"), ("loss_dice", "mask dice"))
 _TRAIN, _TEST = "#1f77b4", "#d62728"
 
 
 def plot_log(
     log: str | os.PathLike | Iterable[Mapping], path: str | os.PathLike, title: str | None = None
 ) -> Path:
-    """Draw losses, class error, cardinality error and AP over the epochs.
+    """Draw losses, class error, cardinality error and AP over the epochs, and those of masks.
 
     Args:
         log: a `log.txt` with a JSON object a line, or such objects, under the field names of the
             original DETR: `epoch`, and with `train_` or `test_` before them `loss`, `loss_ce`,
             `loss_bbox`, `loss_giou`, `class_error`, `cardinality_error_unscaled`, and
-            `test_coco_eval_bbox`. Fields may be absent or null in any line. A last line that was
-            cut off is left out.
+            `test_coco_eval_bbox`; where masks are learned `loss_mask`, `loss_dice`,
+            `test_coco_eval_masks` and `test_PQ_all`, `_th`, `_st`. Fields may be absent or null in
+            any line. A last line that was cut off is left out.
         path: file to write; its suffix names the format, PNG for example.
         title: text above the curves.
 
@@ -41,11 +43,16 @@ def plot_log(
     records = _read(log) if isinstance(log, str | os.PathLike) else list(log)
     if not records:
         raise ValueError(f"nothing to draw: {log if records != log else 'the log'} has no epoch")
-    panels = [*_LOSSES, ("class_error", "class error (%)"), ("cardinality", "cardinality error")]
+    masks = any("train_loss_mask" in record or "test_loss_mask" in record for record in records)
+    losses = [*_LOSSES, *(_MASK_LOSSES if masks else ())]
+    panels = [*losses, ("class_error", "class error (%)"), ("cardinality", "cardinality error")]
+    rows = 3 if masks else 2
     # The object interface: no global state, no display, usable from a thread of the trainer.
-    figure = Figure(figsize=(13, 6.2), dpi=100)
-    figure.subplots_adjust(0.04, 0.08, 0.99, 0.89, wspace=0.2, hspace=0.36)
-    axes = figure.subplots(2, 4).flatten()
+    height = 3.1 * rows
+    figure = Figure(figsize=(13, height), dpi=100)
+    edges = (0.04, 0.5 / height, 0.99, 1 - 0.68 / height)
+    figure.subplots_adjust(*edges, wspace=0.2, hspace=0.36)
+    axes = figure.subplots(rows, 4).flatten()
     for axis, (name, label) in zip(axes, panels, strict=False):
         field = "cardinality_error_unscaled" if name == "cardinality" else name
         drawn = [
@@ -53,9 +60,12 @@ def plot_log(
             _line(axis, records, f"test_{field}", "validation", _TEST),
         ]
         _finish(axis, f"{label} loss" if name.startswith("loss") else label, drawn)
-    _average_precision(axes[6], records)
-    _learning_rate(axes[7], records)
-    figure.suptitle(title or _summary(records), fontsize=11, y=0.98)
+    _average_precision(axes[len(panels)], records, "test_coco_eval_bbox", "average precision")
+    if masks:
+        _average_precision(axes[-3], records, "test_coco_eval_masks", "AP of masks")
+        _panoptic_quality(axes[-2], records)
+    _learning_rate(axes[-1], records)
+    figure.suptitle(title or _summary(records), fontsize=11, y=1 - 0.12 / height)
     path = Path(path)
     figure.savefig(path)
     return path
@@ -80,8 +90,10 @@ def _number(record: Mapping, position: int) -> int:
     return record.get("epoch", position) + 1
 
 
-def _line(axis, records, field: str, label: str, colour: str, index: int | None = None) -> bool:
-    """Draw one field over the epochs that have it; False if none has."""
+def _line(
+    axis, records, field: str, label: str, colour: str, index: int | str | None = None
+) -> bool:
+    """Draw one field, or an entry of it, over the epochs that have it; False if none has."""
     points = []
     for position, record in enumerate(records):
         value = record.get(field)
@@ -113,8 +125,7 @@ def _finish(axis, title: str, drawn: list[bool]) -> None:
         axis.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axis.transAxes)
 
 
-def _average_precision(axis, records) -> None:
-    field = "test_coco_eval_bbox"
+def _average_precision(axis, records, field: str, name: str) -> None:
     drawn = [
         _line(axis, records, field, "AP", "#1b7837", index=0),
         _line(axis, records, field, "AP50", "#7fbf7b", index=1),
@@ -122,7 +133,18 @@ def _average_precision(axis, records) -> None:
     ]
     if any(drawn):
         axis.set_ylim(0, 1)
-    _finish(axis, "average precision (validation)", drawn)
+    _finish(axis, f"{name} (validation)", drawn)
+
+
+def _panoptic_quality(axis, records) -> None:
+    drawn = [
+        _line(axis, records, "test_PQ_all", "PQ", "#1b7837", index="pq"),
+        _line(axis, records, "test_PQ_th", "PQ of things", "#7fbf7b", index="pq"),
+        _line(axis, records, "test_PQ_st", "PQ of stuff", "#762a83", index="pq"),
+    ]
+    if any(drawn):
+        axis.set_ylim(0, 1)
+    _finish(axis, "panoptic quality (validation)", drawn)
 
 
 def _learning_rate(axis, records) -> None:
@@ -131,16 +153,23 @@ def _learning_rate(axis, records) -> None:
     _finish(axis, "learning rate", drawn)
 
 
+# What a run is about, the first that it has.
+_SCORES = (
+    ("PQ", "test_PQ_all", "pq"),
+    ("mask AP", "test_coco_eval_masks", 0),
+    ("AP", "test_coco_eval_bbox", 0),
+)
+
+
 def _summary(records) -> str:
-    best = [
-        (values[0], _number(record, position))
-        for position, record in enumerate(records)
-        if (values := record.get("test_coco_eval_bbox"))
-        and values[0] is not None
-        and values[0] >= 0
-    ]
     epochs = "1 epoch" if len(records) == 1 else f"{len(records)} epochs"
-    if not best:
-        return epochs
-    ap, epoch = max(best, key=lambda pair: pair[0])  # the first one, if several are equal
-    return f"{epochs}; best AP {ap:.3f} in epoch {epoch}"
+    for name, field, index in _SCORES:
+        scores = [
+            (figures[index], _number(record, position))
+            for position, record in enumerate(records)
+            if (figures := record.get(field)) and figures[index] is not None and figures[index] >= 0
+        ]
+        if scores:
+            score, epoch = max(scores, key=lambda pair: pair[0])  # the first, if several are equal
+            return f"{epochs}; best {name} {score:.3f} in epoch {epoch}"
+    return epochs
