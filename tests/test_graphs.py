@@ -205,7 +205,7 @@ def test_inputs_of_graphs_captured_ahead_begin_at_the_same_memory():
 
 def test_fitted_graphs_serve_batches_of_just_their_size():
     graphed, plain = engines(exact=True)
-    graphed.capture([(64, 90)], batch_size=2, fitted=True)
+    graphed.capture([[64, 90]], batch_size=2, fitted=True)
     fitted = Shape(2, (64, 90), padded=False, exact=True)
     assert shapes(graphed) == [fitted]
     batch = images((64, 90), (64, 90))

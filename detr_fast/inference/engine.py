@@ -130,7 +130,7 @@ class Engine(nn.Module):
             "pred_logits" (B, Q, K + 1) and "pred_boxes" (B, Q, 4), float32.
 
         Raises:
-            TypeError, ValueError: as `DETR.forward`.
+            TypeError, ValueError: as `DETR.forward`; also for images on another device.
         """
         images, extents = batch_images(samples)
         if images.device != self.input_weight.device:

@@ -131,7 +131,7 @@ class Graphs:
         Raises:
             ValueError: more graphs than are kept.
         """
-        canvases = {size if fitted else canvas(*size, self._short_side) for size in sizes}
+        canvases = {tuple(size) if fitted else canvas(*size, self._short_side) for size in sizes}
         shapes = {Shape(batch, size, padded=not fitted, exact=True) for size in canvases}
         if len(shapes) > self._graphs.limit:
             raise ValueError(
