@@ -12,6 +12,7 @@ from ..models.padding import nearest, strided
 from ..ops.zero_outside import zero_outside
 from .folded_resnet import FoldedResNet
 from .fused_transformer import FusedTransformer
+from .token_layout import PackedTokens, PaddedTokens
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Grids whose position tables are kept; COCO's validation images have 45 sizes at short side 800.
@@ -96,10 +97,14 @@ class Engine(nn.Module):
             if extents is not None:
                 extents = nearest(extents, images.shape[-2:], features.shape[-2:])
         grid = tuple(features.shape[-2:])
-        tokens = features.flatten(2).transpose(1, 2)
-        tokens = nn.functional.linear(tokens, self.input_weight, self.input_bias)
-        tables = self._position_tables(grid, extents)
-        states = self.transformer(tokens, tables, extents, grid).float()
+        if extents is not None and features.device.type == "cpu":
+            layout = PackedTokens(extents.tolist())
+            tables = self._packed_tables(layout)
+        else:
+            layout = PaddedTokens(len(features), grid, extents)
+            tables = self._position_tables(grid, extents)
+        tokens = nn.functional.linear(layout.tokens(features), self.input_weight, self.input_bias)
+        states = self.transformer(tokens, tables, layout).float()
         return {
             "pred_logits": self.class_embed(states),
             "pred_boxes": self.bbox_embed(states).sigmoid(),
@@ -117,6 +122,14 @@ class Engine(nn.Module):
             if len(self._tables) > _KEPT_GRIDS:
                 self._tables.popitem(last=False)
         return tables
+
+    def _packed_tables(self, layout: PackedTokens) -> list[Tensor]:
+        """The tables of each image alone, one after another; an image may be padding altogether."""
+        tables = []
+        for rows, columns in layout.extents:
+            alone = self._position_tables((max(rows, 1), max(columns, 1)), None)
+            tables.append([table[:, : rows * columns] for table in alone])
+        return [torch.cat(of_layer, 1) for of_layer in zip(*tables, strict=True)]
 
 
 def check_precision(precision: str, device: torch.device) -> None:
