@@ -10,6 +10,7 @@ from random_models import model_with_statistics
 
 from detr_fast import Detector
 from detr_fast.cli.main import main
+from detr_fast.data import build
 from detr_fast.data.buckets import BucketSampler, size_buckets
 from detr_fast.data.build import build_loader
 from detr_fast.data.coco import CocoDetection
@@ -106,6 +107,18 @@ def test_loader_gives_every_image_with_less_padding():
     assert seen[False] == list(range(18))
     assert sorted(seen[True]) == seen[False]
     assert padding[True] < 0.5 * padding[False]
+
+
+def test_loaders_of_several_processes_share_the_images(monkeypatch):
+    monkeypatch.setattr(build.dist, "get_world_size", lambda: 2)
+    shapes = ShapesDataset(11, side=(40, 90), transform=val_transform(None))
+    seen = []
+    for rank in (0, 1):
+        monkeypatch.setattr(build.dist, "get_rank", lambda rank=rank: rank)
+        loader = build_loader(shapes, 3, buckets=True, distributed=True)
+        assert len(loader) == 2
+        seen += [int(t["image_id"]) for _, targets in loader for t in targets]
+    assert sorted(seen) == list(range(11))
 
 
 def test_loader_of_single_images_keeps_their_order():
@@ -237,8 +250,6 @@ def test_a_list_with_a_damaged_image_names_it(tmp_path):
 
 
 def test_eval_buckets_exact_batches_and_gives_the_same_figures(tmp_path, monkeypatch):
-    from detr_fast.data import build
-
     write_shapes(tmp_path, train=1, val=12, side=(40, 64))
     asked = []
     sampler = build.BucketSampler

@@ -32,10 +32,6 @@ class Subset(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
         return self.dataset[self.indices[index]]
 
-    def image_size(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image before the transform."""
-        return self.dataset.image_size(self.indices[index])
-
     def ground_truth(self, masks: bool = False) -> dict[str, Any]:
         """Annotations of these images as a COCO-format dict."""
         # Data sets without masks need not know of them.

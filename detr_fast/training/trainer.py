@@ -168,10 +168,7 @@ class Trainer:
         self._val_loader = None
         if val_dataset is not None:
             self._val_loader = build_loader(
-                val_dataset,
-                distributed=distributed.is_distributed(),
-                buckets=getattr(model, "exact_batches", False),
-                **loading,
+                val_dataset, distributed=distributed.is_distributed(), **loading
             )
         self.criterion = build_criterion(model, recipe).to(self.device)
         self.state = TrainingState(self.model, recipe, self._sampler.steps_per_epoch)
