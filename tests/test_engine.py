@@ -14,6 +14,7 @@ from detr_fast.data.batching import nested_tensor_from_images
 from detr_fast.inference import engine as engine_module
 from detr_fast.inference.convolution import FusedConvolution, folded
 from detr_fast.inference.engine import Engine
+from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
 
 MODELS = {
@@ -106,6 +107,36 @@ def test_an_exact_image_is_the_same_in_every_batch():
             ("pred_boxes", tolerances.EXACT_BATCH_BOXES_FLOAT32),
         ):
             torch.testing.assert_close(together[key][b], alone[key][0], rtol=0, atol=tolerance)
+
+
+def test_an_image_may_be_padding_altogether():
+    model = model_with_statistics("detr_tiny")
+    batch = nested_tensor_from_images(images(*MIXED))
+    batch.mask[0] = True
+    for exact in (False, True):
+        model.exact_batches = exact
+        logits, boxes = differences(model, Engine(model), batch)
+        assert logits <= tolerances.ENGINE_LOGITS_FLOAT32
+        assert boxes <= tolerances.ENGINE_BOXES_FLOAT32
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_packed_tokens_are_the_padded_ones_without_the_padding(pre_norm):
+    engine = Engine(model_with_statistics("detr_tiny", pre_norm=pre_norm))
+    width = engine.input_weight.shape[0]
+    extents, grid = torch.tensor([[4, 7], [6, 2], [1, 1], [0, 0], [6, 7]]), (6, 7)
+    features = torch.randn(5, width, *grid, generator=torch.Generator().manual_seed(3))
+    packed, padded = PackedTokens(extents.tolist()), PaddedTokens(5, grid, extents)
+    assert packed.tokens(features).shape == (1, 28 + 12 + 1 + 42, width)
+    expected = engine.transformer(
+        padded.tokens(features), engine._position_tables(grid, extents), padded
+    )
+    actual = engine.transformer(packed.tokens(features), engine._packed_tables(packed), packed)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerances.PACKED_FLOAT32)
+    first = PaddedTokens(1, (4, 7), None)
+    own = features[:1, :, :4, :7]
+    alone = engine.transformer(first.tokens(own), engine._position_tables((4, 7), None), first)
+    torch.testing.assert_close(actual[:1], alone, rtol=0, atol=tolerances.PACKED_FLOAT32)
 
 
 def test_the_model_is_left_as_it_was_and_not_followed():

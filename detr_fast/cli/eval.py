@@ -48,7 +48,8 @@ def add_parser(subparsers) -> None:
     run.add_argument(
         "--exact_batches",
         action="store_true",
-        help="give each image of a batch what it gets alone, whatever its padding",
+        help="give each image of a batch what it gets alone, whatever its padding; batches are "
+        "then made of images of like shapes, which have little padding",
     )
     run.add_argument("--num_workers", type=int, default=0, help="loader processes")
     run.add_argument("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one")
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             model = Engine(model, args.precision, short_side=loaded.preprocess.short_side)
         figures = evaluate(
             model,
-            _loader(args, dataset),
+            _loader(args, dataset, getattr(loaded.model, "exact_batches", False)),
             CocoEvaluator(ground_truth, dataset.label_map),
             build_criterion(loaded.model, recipe).to(device),
             device,
@@ -171,19 +172,18 @@ def _mask_evaluator(args: argparse.Namespace, loaded, dataset):
     return MaskEvaluator(dataset, maps)
 
 
-def _loader(args: argparse.Namespace, dataset):
-    from torch.utils.data import Subset
-
+def _loader(args: argparse.Namespace, dataset, exact_batches: bool):
     from ..data.build import build_loader
     from ..training import distributed
 
-    if args.max_images is not None and args.max_images < len(dataset):
-        dataset = Subset(dataset, range(args.max_images))
     return build_loader(
         dataset,
         args.batch_size,
         num_workers=args.num_workers,
         distributed=distributed.is_distributed(),
+        # Otherwise the order of the files is part of the published convention.
+        buckets=exact_batches,
+        max_images=args.max_images,
     )
 
 

@@ -9,6 +9,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from .batching import collate
+from .buckets import BucketSampler
 from .coco import build_coco
 from .kinds import KINDS
 from .label_map import LabelMap
@@ -101,6 +102,8 @@ def build_loader(
     seed: int = 0,
     drop_last: bool = False,
     pin_memory: bool = False,
+    buckets: bool = False,
+    max_images: int | None = None,
 ) -> DataLoader:
     """Batches of `(NestedTensor, list of targets)`.
 
@@ -118,35 +121,43 @@ def build_loader(
         seed: of the order and of the augmentation.
         drop_last: leave out a last batch that is not full.
         pin_memory: hand out batches in page-locked memory, for a GPU.
+        buckets: put images of like sizes, which the data set's `image_size(index)` tells, in one
+            batch, for evaluation where results do not depend on the batch; see `BucketSampler`,
+            which knows no epochs. A batch of one image needs no bucket.
+        max_images: only the first so many images.
 
     Raises:
-        ValueError: the data set is empty, or `drop_last` leaves no batch.
+        ValueError: the data set is empty, `drop_last` leaves no batch, or `buckets` come with
+            `shuffle` or `drop_last`.
     """
     if len(dataset) == 0:
         raise ValueError("the data set is empty: 0 images.")
-    sampler = EpochSampler(
-        len(dataset),
-        shuffle,
-        seed,
-        rank=dist.get_rank() if distributed else 0,
-        world_size=dist.get_world_size() if distributed else 1,
-        pad=shuffle,
-    )
-    if drop_last and len(sampler) < batch_size:
-        raise ValueError(
-            f"the data set has {len(dataset)} images, {len(sampler)} for each of "
-            f"{sampler.world_size} processes: fewer than one batch of {batch_size}. "
-            "Lower the batch size."
-        )
+    length = len(dataset) if max_images is None else min(max_images, len(dataset))
+    share = {
+        "rank": dist.get_rank() if distributed else 0,
+        "world_size": dist.get_world_size() if distributed else 1,
+    }
+    if buckets and (shuffle or drop_last):
+        raise ValueError("buckets have every image in a fixed order: no shuffle, no drop_last.")
+    if buckets and batch_size > 1:
+        sizes = [dataset.image_size(index) for index in range(length)]
+        batching = {"batch_sampler": BucketSampler(sizes, batch_size, seed, **share)}
+    else:
+        sampler = EpochSampler(length, shuffle, seed, **share, pad=shuffle)
+        if drop_last and len(sampler) < batch_size:
+            raise ValueError(
+                f"the data set has {length} images, {len(sampler)} for each of "
+                f"{sampler.world_size} processes: fewer than one batch of {batch_size}. "
+                "Lower the batch size."
+            )
+        batching = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
     return DataLoader(
         SeededSamples(dataset),
-        batch_size=batch_size,
-        sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
-        drop_last=drop_last,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         # Its own: a loader without one draws from, and so moves, the global generator.
         generator=torch.Generator().manual_seed(seed),
+        **batching,
     )

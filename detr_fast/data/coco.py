@@ -5,18 +5,19 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .images import ImageError, read_image
+from .images import ImageError, read_image, read_size
 from .instance_masks import PackedSegmentations
 from .label_map import COCO_LABEL_MAP, LabelMap
 
 ON_ERROR = ("fail", "skip")
+_Read = TypeVar("_Read")
 
 
 class CocoDetection(Dataset):
@@ -82,11 +83,19 @@ class CocoDetection(Dataset):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
-        index, image = self._read_or_skip(index)
+        index, image = self._read_or_skip(index, read_image)
         target = self._target(index, image.shape[-2], image.shape[-1])
         if self.transform is not None:
             return self.transform(image, target)
         return image, target
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index` before the transform, without decoding it.
+
+        Raises:
+            ImageError: as when the image is read, where the annotations do not say its size.
+        """
+        return self._read_or_skip(index, read_size)[1]
 
     def ground_truth(self, masks: bool = False) -> dict[str, Any]:
         """The annotation file as a dict, with `area` and `iscrowd` filled in where they lack.
@@ -96,13 +105,13 @@ class CocoDetection(Dataset):
         """
         return complete_annotations(read_coco_json(self.annotation_file))
 
-    def _read_or_skip(self, index: int) -> tuple[int, tv_tensors.Image]:
+    def _read_or_skip(self, index: int, read: Callable[..., _Read]) -> tuple[int, _Read]:
         for step in range(len(self)):
             candidate = (index + step) % len(self)
             entry = self._images[candidate]
             try:
                 path = self.image_folder / entry.file_name
-                return candidate, read_image(path, entry.id, entry.size)
+                return candidate, read(path, entry.id, entry.size)
             except ImageError as error:
                 if self.on_error == "fail":
                     raise

@@ -1,5 +1,7 @@
 """Image files of every kind, decoded to 8-bit RGB in the orientation of their annotations."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +37,25 @@ def read_image(
         ImageError: the file is missing, truncated, corrupt, of another size than `size`, has
             floating-point pixels, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    where = str(path) if image_id is None else f"{path} (image id {image_id})"
-    try:
-        with Image.open(path) as image:
-            _refuse_bomb(image, where)
-            return tv_tensors.Image(_pil_to_rgb(_orient(image, size, where), where))
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{where}: there is no such file.") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{where}: refused as a decompression bomb: {error}") from None
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data.
-        raise ImageError(
-            f"{where}: cannot be decoded, truncated or corrupt ({type(error).__name__}: {error})."
-        ) from error
+    with _opened(path, image_id) as (image, where):
+        return tv_tensors.Image(_pil_to_rgb(_orient(image, size, where), where))
+
+
+def read_size(
+    path: str | Path, image_id: int | None = None, size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(height, width) of what `read_image` gives, without decoding it.
+
+    Args:
+        path, image_id, size: as there. The file is opened only where `size` is not known.
+
+    Raises:
+        ImageError: the file is missing, or its header cannot be read.
+    """
+    if size is not None:
+        return size
+    with _opened(path, image_id) as (image, _):
+        return image.height, image.width
 
 
 def to_rgb(image: Image.Image | np.ndarray | Tensor) -> tv_tensors.Image:
@@ -80,6 +86,26 @@ def to_rgb(image: Image.Image | np.ndarray | Tensor) -> tv_tensors.Image:
             f"an image is a {type(image).__name__}; expected a PIL image, an array or a tensor."
         )
     return tv_tensors.Image(_eight_bits(_three_channels(tensor)))
+
+
+@contextmanager
+def _opened(path: str | Path, image_id: int | None) -> Iterator[tuple[Image.Image, str]]:
+    """A file and how to name it in a message; what goes wrong with it becomes an `ImageError`."""
+    where = str(path) if image_id is None else f"{path} (image id {image_id})"
+    try:
+        with Image.open(path) as image:
+            _refuse_bomb(image, where)
+            yield image, where
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{where}: there is no such file.") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{where}: refused as a decompression bomb: {error}") from None
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data.
+        raise ImageError(
+            f"{where}: cannot be decoded, truncated or corrupt ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _refuse_bomb(image: Image.Image, where: str) -> None:

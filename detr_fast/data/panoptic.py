@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from .coco import complete_annotations, first_present, read_coco_json
-from .images import read_image
+from .images import read_image, read_size
 from .instance_masks import encode_mask, masks_to_boxes
 from .label_map import COCO_PANOPTIC_LABEL_MAP, LabelMap
 from .panoptic_png import PanopticError, read_panoptic_png
@@ -89,6 +89,15 @@ class CocoPanoptic(Dataset):
         ids = self._read_ids(entry, tuple(image.shape[-2:]))
         target = panoptic_target(entry["id"], ids, *entry["segments"])
         return (image, target) if self.transform is None else self.transform(image, target)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index` before the transform, without decoding it.
+
+        Raises:
+            ImageError: the annotations do not say the size, nor does the file.
+        """
+        entry = self._entries[index]
+        return read_size(self.image_folder / entry["file_name"], entry["id"], entry["size"])
 
     def read_ids(self, image_id: int) -> np.ndarray:
         """Segment ids int32 (H, W) of an image.

@@ -119,6 +119,10 @@ class ShapesDataset(Dataset):
             return self.transform(image, target)
         return image, target
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index` before the transform."""
+        return tuple(self._sample(index).image.shape[-2:])
+
     def _sample(self, index: int) -> _Sample:
         if index not in self._samples:
             image, objects, stuff = self.scene(index)
@@ -196,7 +200,7 @@ class ShapesDataset(Dataset):
         return _segment_ids(self._sample(image_id).ids)
 
     def _images(self) -> list[dict[str, Any]]:
-        sizes = [tuple(self._sample(index).image.shape[-2:]) for index in range(self.length)]
+        sizes = [self.image_size(index) for index in range(self.length)]
         return [
             {"id": index, "file_name": _file_name(index), "height": height, "width": width}
             for index, (height, width) in enumerate(sizes)

@@ -65,7 +65,7 @@ def evaluate(
     Raises:
         ValueError: if the loader gave no batch.
     """
-    batch_size = getattr(loader, "batch_size", None) or 1
+    batch_size = getattr(getattr(loader, "batch_sampler", loader), "batch_size", 1)
     detector = getattr(model, "module", model)  # also of a DDP model
     dilated = (getattr(detector, "config", None) or {}).get("dilation")
     exact = getattr(detector, "exact_batches", False)

@@ -3,7 +3,7 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import tv_tensors
 
+from ..data.buckets import size_buckets
 from ..data.transforms import resized_size, val_transform
 from ..models.segmentation import DETRSegmentation
 from .engine import MAX_GRAPHS, Engine
-from .images import list_sources, read_image, to_pil
+from .images import image_size, list_sources, read_image, to_pil
 from .loading import Loaded, Preprocess, label_map_of, load_for_detection
 from .panoptic import PostProcessMasks, PostProcessPanoptic, confident_queries
 from .postprocess import PostProcess
+from .prefetch import read_ahead
 from .results import AttentionMaps, Detections
 from .verify import Parity, compare
 
@@ -106,8 +109,9 @@ class Detector:
                 images, a batch in four dimensions, or a folder, whose image files are taken in the
                 order of their names. The rotation noted in EXIF is applied.
             threshold: the least score of an object that is returned, in [0, 1].
-            batch_size: images that go through the model at once. Without `exact_batches` the
-                result depends a little on the other images of a batch, with DC5 models much.
+            batch_size: images that go through the model at once, at most. Without `exact_batches`
+                these are neighbours of the list, on which the result depends a little, with DC5
+                models much. With it they are images of like shapes, see `size_buckets`.
             panoptic_threshold: what the score of a segment has to exceed, in [0, 1], where the
                 model has masks. Only queries that either threshold can keep get masks.
 
@@ -126,13 +130,12 @@ class Detector:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self.model.eval()
         sources, several = list_sources(source)
-        results: list[Detections] = []
-        for start in range(0, len(sources), batch_size):
-            chunk = sources[start : start + batch_size]
-            results += self._predict_batch(
-                chunk, start if several else None, threshold, panoptic_threshold
-            )
-        return results if several else results[0]
+        results: dict[int, Detections] = {}
+        for positions, images, batch in self._batches(sources, several, batch_size):
+            chunk = [sources[position] for position in positions]
+            found = self._predict_batch(chunk, images, batch, threshold, panoptic_threshold)
+            results.update(zip(positions, found, strict=True))
+        return [results[i] for i in range(len(sources))] if several else results[0]
 
     @torch.inference_mode()
     def attention(self, source, threshold: float = 0.7) -> AttentionMaps:
@@ -158,7 +161,7 @@ class Detector:
         if "return_attention" not in inspect.signature(self.model.forward).parameters:
             raise ValueError(f"{type(self.model).__name__} does not give its attention")
         self.model.eval()
-        image = _read(sources[0], None)
+        image = _named(read_image, sources[0], None)
         batch = self._batch([image])
         options = {"select": _no_queries} if self.has_masks else {}
         outputs = self.model(batch, return_attention=True, **options)
@@ -195,14 +198,10 @@ class Detector:
         else:
             raise ValueError("this detector has no engine to verify; name a precision")
         self.model.eval()
-        sources, _ = list_sources(source)
+        sources, several = list_sources(source)
         if not sources:
             raise ValueError("there is no image to compare on")
-        batches = (
-            self._batch([_read(image, start + i) for i, image in enumerate(chunk)])
-            for start in range(0, len(sources), batch_size)
-            for chunk in [sources[start : start + batch_size]]
-        )
+        batches = (batch for _, _, batch in self._batches(sources, several, batch_size))
         return compare(self.model, engine, batches, threshold)
 
     def warm_up(self, sizes: Iterable[tuple[int, int]], batch_size: int = 1) -> None:
@@ -234,13 +233,35 @@ class Detector:
             short_side=self.preprocess.short_side,
         )
 
+    def _batches(
+        self, sources: list, several: bool, batch_size: int
+    ) -> Iterator[tuple[list[int], list[tv_tensors.Image], list[Tensor]]]:
+        """Of each batch the positions in `sources`, the images as they are, and the inputs."""
+        places = range(len(sources))
+        if batch_size > 1 and getattr(self._engine or self.model, "exact_batches", False):
+            sizes = [_named(image_size, sources[i], i if several else None) for i in places]
+            batches = size_buckets(sizes, batch_size)
+        else:
+            batches = [list(places[i : i + batch_size]) for i in places[::batch_size]]
+
+        def read(place: int) -> tuple[tv_tensors.Image, Tensor]:
+            image = _named(read_image, sources[place], place if several else None)
+            return image, self._transform(image)
+
+        # The threads of torch are as many as the user grants.
+        threads = min(len(sources), torch.get_num_threads()) if len(sources) > 1 else 0
+        for batch, pairs in zip(batches, read_ahead(read, batches, threads), strict=True):
+            images, inputs = zip(*pairs, strict=True)
+            yield batch, list(images), self._inputs(inputs)
+
     def _predict_batch(
-        self, sources: list, start: int | None, threshold: float, panoptic_threshold: float
-    ):
-        images = [
-            _read(source, None if start is None else start + i) for i, source in enumerate(sources)
-        ]
-        batch = self._batch(images)
+        self,
+        sources: list,
+        images: list[tv_tensors.Image],
+        batch: list[Tensor],
+        threshold: float,
+        panoptic_threshold: float,
+    ) -> list[Detections]:
         if not self.has_masks:
             run = self._engine or self.model
             outputs = run(batch)
@@ -276,8 +297,11 @@ class Detector:
         ]
 
     def _batch(self, images: list[Tensor]) -> list[Tensor]:
+        return self._inputs(self._transform(image) for image in images)
+
+    def _inputs(self, transformed: Iterable[Tensor]) -> list[Tensor]:
         dtype = next(self.model.parameters()).dtype
-        return [self._transform(image).to(self.device, dtype) for image in images]
+        return [image.to(self.device, dtype) for image in transformed]
 
     def _detections(
         self, outputs, sources: list, images: list[Tensor], threshold: float
@@ -353,9 +377,10 @@ def _check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold is {threshold}; expected a probability in [0, 1]")
 
 
-def _read(source, position: int | None) -> Tensor:
+def _named(read: Callable, source, position: int | None):
+    """What `read` makes of a source; its error says which image of a list it is about."""
     try:
-        return read_image(source)
+        return read(source)
     except ValueError as error:
         if position is None or isinstance(source, str | os.PathLike):
             raise

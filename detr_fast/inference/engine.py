@@ -15,6 +15,7 @@ from .fused_transformer import FusedTransformer
 from .graphs import Graphs
 from .loading import Preprocess
 from .recent import Recent
+from .token_layout import PackedTokens, PaddedTokens
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # CUDA graphs that are kept. COCO's images need at most 21 canvases, see `canvas`.
@@ -149,7 +150,7 @@ class Engine(nn.Module):
     def run(
         self, images: Tensor, extents: Tensor | None, tables: list[Tensor] | None, exact: bool
     ) -> dict[str, Tensor]:
-        """`forward` after all conversions: nothing here depends on what the tensors hold.
+        """`forward` after all conversions; on CUDA nothing here reads what the tensors hold.
 
         Args:
             images: (B, 3, H, W) in the engine's type, channels last.
@@ -168,11 +169,15 @@ class Engine(nn.Module):
             if extents is not None:
                 extents = nearest(extents, images.shape[-2:], features.shape[-2:])
         grid = tuple(features.shape[-2:])
-        tokens = features.flatten(2).transpose(1, 2)
-        tokens = nn.functional.linear(tokens, self.input_weight, self.input_bias)
-        if tables is None:
-            tables = self._position_tables(extents.shape[0], grid, extents)
-        states = self.transformer(tokens, tables, extents, grid).float()
+        if extents is not None and features.device.type == "cpu":
+            layout = PackedTokens(extents.tolist())
+            tables = self._packed_tables(layout)
+        else:
+            layout = PaddedTokens(len(features), grid, extents)
+            if tables is None:
+                tables = self._position_tables(len(features), grid, extents)
+        tokens = nn.functional.linear(layout.tokens(features), self.input_weight, self.input_bias)
+        states = self.transformer(tokens, tables, layout).float()
         return {
             "pred_logits": self.class_embed(states),
             "pred_boxes": self.bbox_embed(states).sigmoid(),
@@ -180,7 +185,9 @@ class Engine(nn.Module):
 
     def tables(self, canvas: tuple[int, int]) -> list[Tensor]:
         """The position tables of a canvas (H, W) without padding, computed once."""
-        grid = tuple(-(-side // self.stride) for side in canvas)
+        return self._tables_of(tuple(-(-side // self.stride) for side in canvas))
+
+    def _tables_of(self, grid: tuple[int, int]) -> list[Tensor]:
         tables = self._tables.get(grid)
         if tables is None:
             tables = self._position_tables(1, grid, None)
@@ -192,6 +199,14 @@ class Engine(nn.Module):
     ) -> list[Tensor]:
         shape = self.input_weight.new_empty((batch, 1, *grid), dtype=torch.float32)
         return self.transformer.position_tables(self.position_encoding(shape, extents))
+
+    def _packed_tables(self, layout: PackedTokens) -> list[Tensor]:
+        """The tables of each image alone, one after another; an image may be padding altogether."""
+        tables = []
+        for rows, columns in layout.extents:
+            alone = self._tables_of((max(rows, 1), max(columns, 1)))
+            tables.append([table[:, : rows * columns] for table in alone])
+        return [torch.cat(of_layer, 1) for of_layer in zip(*tables, strict=True)]
 
     def _apply(self, *arguments, **options) -> "Engine":
         """Where modules move; what was made of their tensors stays behind."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models.attention import MultiheadAttention
 from ..models.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer
-from ..ops.attention import attention
+from .token_layout import TokenLayout, attend
 
 
 class FusedTransformer(nn.Module):
@@ -81,36 +81,32 @@ class FusedTransformer(nn.Module):
         self,
         tokens: Tensor,
         tables: list[Tensor],
-        extents: Tensor | None,
-        grid: tuple[int, int],
+        layout: TokenLayout,
     ) -> Tensor:
         """Decodes the object queries of every image.
 
         Args:
-            tokens: (B, L, E), projected backbone features, in `dtype`.
-            tables: see `position_tables`.
-            extents: (B, 2) int64, rows and columns of each image on the grid; None where no image
-                is padded.
-            grid: (Hf, Wf), of which the tokens are the rows.
+            tokens: projected backbone features in `dtype`, as the layout has them.
+            tables: see `position_tables`; of each token the row.
+            layout: where the tokens of each image are.
 
         Returns:
             Normalised states of the last decoder layer, (B, Q, E).
         """
         for layer, table in zip(self.encoder_layers, tables[:-1], strict=True):
-            tokens = layer(tokens, table, extents, grid)
+            tokens = layer(tokens, table, layout)
         memory = self.encoder_norm(tokens)
         keys, values = F.linear(memory, self.memory_weight, self.memory_bias).chunk(2, -1)
         count = len(self.decoder_layers)
         keys = (keys + tables[-1]).chunk(count, -1)
-        batch = memory.shape[0]
-        states = self.start.expand(batch, *self.start_query.shape[:1], -1)
-        query = self.start_query.expand(batch, -1, -1)
+        states = self.start.expand(layout.images, *self.start_query.shape[:1], -1)
+        query = self.start_query.expand(layout.images, -1, -1)
         for i, (layer, value) in enumerate(
             zip(self.decoder_layers, values.chunk(count, -1), strict=True)
         ):
             if i > 0:
                 states, query = layer.attend_to_queries(states)
-            states = layer.attend_to_memory(states, query, keys[i], value, extents, grid)
+            states = layer.attend_to_memory(states, query, keys[i], value, layout)
         return self.decoder_norm(states)
 
 
@@ -125,12 +121,10 @@ class _EncoderLayer(nn.Module):
         self.norm1, self.norm2 = _copied(layer.norm1, dtype), _copied(layer.norm2, dtype)
         self.feed_forward = _FeedForward(layer, dtype)
 
-    def forward(
-        self, x: Tensor, table: Tensor, extents: Tensor | None, grid: tuple[int, int]
-    ) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, layout: TokenLayout) -> Tensor:
         projected = F.linear(self.norm1(x) if self.pre_norm else x, self.weight, self.bias)
         projected[..., : table.shape[-1]] += table
-        x = x + self.out(_attend(*projected.chunk(3, -1), self.heads, extents, grid))
+        x = x + self.out(layout.among_tokens(*projected.chunk(3, -1), self.heads))
         if self.pre_norm:
             return x + self.feed_forward(self.norm2(x))
         x = self.norm1(x)
@@ -159,7 +153,7 @@ class _DecoderLayer(nn.Module):
         """States (B, Q, E) -> states, and what they ask of the memory, (B, Q, E)."""
         value = self.norm1(states) if self.pre_norm else states
         projected = F.linear(value, self.weight) + self.table
-        states = states + self.out(_attend(*projected.chunk(3, -1), self.heads))
+        states = states + self.out(attend(*projected.chunk(3, -1), self.heads))
         states = states if self.pre_norm else self.norm1(states)
         query = self.norm2(states) if self.pre_norm else states
         return states, F.linear(query, self.cross_weight) + self.cross_table
@@ -170,10 +164,9 @@ class _DecoderLayer(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        extents: Tensor | None,
-        grid: tuple[int, int],
+        layout: TokenLayout,
     ) -> Tensor:
-        states = states + self.cross_out(_attend(query, key, value, self.heads, extents, grid))
+        states = states + self.cross_out(layout.to_tokens(query, key, value, self.heads))
         if self.pre_norm:
             return states + self.feed_forward(self.norm3(states))
         states = self.norm2(states)
@@ -188,19 +181,6 @@ class _FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.linear1(x).relu_())
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: int,
-    extents: Tensor | None = None,
-    grid: tuple[int, int] | None = None,
-) -> Tensor:
-    """(B, L, E), (B, K, E), (B, K, E) -> (B, L, E)."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return attention(q, k, v, extents, grid).transpose(1, 2).flatten(2)
 
 
 def _query_table(module: MultiheadAttention, query_embed: Tensor, parts: str) -> Tensor:

@@ -2,9 +2,11 @@
 
 import os
 import struct
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 ImageSource = str | os.PathLike | Image.Image | np.ndarray | Tensor
+
+_Used = TypeVar("_Used")
 
 
 def read_image(source: ImageSource) -> tv_tensors.Image:
@@ -43,17 +47,12 @@ def read_image(source: ImageSource) -> tv_tensors.Image:
             that it may be a decompression bomb; the message names it.
     """
     if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source))
+        return _with_file(Path(source), _to_upright_rgb)
     if isinstance(source, Image.Image):
-        try:
-            return _to_upright_rgb(source)
-        except _DAMAGE as error:  # the pixels of an opened file are read only now
-            name = str(getattr(source, "filename", "") or "the PIL image")
-            raise _damaged(name, error) from error
+        return _with_image(source, _to_upright_rgb)
     if isinstance(source, np.ndarray | Tensor) and source.ndim == 3:
         channels_first = isinstance(source, Tensor)
-        first, last = source.shape[0] in (1, 3, 4), source.shape[2] in (1, 3, 4)
-        if first != last and first != channels_first:
+        if _is_channels_first(source) != channels_first:
             order = (2, 0, 1) if channels_first else (1, 2, 0)
             source = source.permute(order) if channels_first else source.transpose(order)
     if isinstance(source, Tensor):
@@ -61,6 +60,24 @@ def read_image(source: ImageSource) -> tv_tensors.Image:
     if isinstance(source, np.ndarray) and not source.flags.writeable:
         source = source.copy()  # torch warns of sharing memory that is not to be written
     return to_rgb(source)
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """(height, width) of what `read_image` gives; of a file from its header.
+
+    The rotation of a PNG is left out, which may be noted behind the pixels: it would have to be
+    decoded.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`, as far as the header tells.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _with_file(Path(source), _upright_size)
+    if isinstance(source, Image.Image):
+        return _with_image(source, _upright_size)
+    if isinstance(source, np.ndarray | Tensor) and source.ndim == 3 and 0 not in source.shape:
+        return tuple(source.shape[1:] if _is_channels_first(source) else source.shape[:2])
+    return tuple(read_image(source).shape[1:])
 
 
 def to_pil(image: tv_tensors.Image) -> Image.Image:
@@ -112,17 +129,33 @@ def _list_folder(folder: Path) -> list[Path]:
     return images
 
 
-def _read_file(path: Path) -> tv_tensors.Image:
+def _is_channels_first(source: np.ndarray | Tensor) -> bool:
+    """Whether three axes are CHW: where both or neither can be, as is usual for the type."""
+    first, last = source.shape[0] in (1, 3, 4), source.shape[2] in (1, 3, 4)
+    return isinstance(source, Tensor) if first == last else first
+
+
+# Filters of warnings belong to the process: two threads that change and restore them at the same
+# time may leave them changed.
+_opening = threading.Lock()
+# An opened file is decoded at its first use, and may stand in a list twice.
+_decoding = threading.Lock()
+# EXIF's tag, and those of its values by which height and width change places.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+
+
+def _with_file(path: Path, use: Callable[[Image.Image], _Used]) -> _Used:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected an image file")
     if not path.exists():
         raise FileNotFoundError(f"no image at {path}{_near(path)}")
     try:
-        with warnings.catch_warnings():
+        with _opening, warnings.catch_warnings():
             # Pillow warns from half of the size on at which it refuses; such images still fit.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _to_upright_rgb(image)
+            image = Image.open(path)
+        with image:
+            return use(image)
     except UnidentifiedImageError:
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is not an image of a format that Pillow reads"
@@ -134,6 +167,15 @@ def _read_file(path: Path) -> tv_tensors.Image:
         ) from None
     except _DAMAGE as error:
         raise _damaged(str(path), error) from error
+
+
+def _with_image(image: Image.Image, use: Callable[[Image.Image], _Used]) -> _Used:
+    try:
+        with _decoding:
+            return use(image)
+    except _DAMAGE as error:  # the pixels of an opened file are read only now
+        name = str(getattr(image, "filename", "") or "the PIL image")
+        raise _damaged(name, error) from error
 
 
 # By what Pillow's decoders report damaged data; errors of the system are OSErrors with a number.
@@ -150,6 +192,11 @@ def _damaged(name: str, error: Exception) -> Exception:
 
 def _to_upright_rgb(image: Image.Image) -> tv_tensors.Image:
     return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) in _TURNED
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _near(path: Path) -> str:
