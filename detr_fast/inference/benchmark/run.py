@@ -72,9 +72,14 @@ def run_benchmark(
     made = {**makers(precisions, request.compile_mode), **(peers(precisions) if peers else {})}
     pipeline = Pipeline(preprocess_for(request.short_side), device)
     measured = measure(request.models, made, precisions, workloads, pipeline, request.weights, say)
-    settings = {**asdict(request), "precisions": list(precisions)}
-    # Not where it lies on this machine.
-    settings["coco_path"] = request.coco_path is not None
+    settings = {
+        **asdict(request),
+        "models": list(request.models),
+        "batch_sizes": list(request.batch_sizes),
+        "precisions": list(precisions),
+        # Not where it lies on this machine.
+        "coco_path": request.coco_path is not None,
+    }
     return {"settings": settings, **about, **measured}
 
 
