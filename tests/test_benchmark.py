@@ -28,7 +28,7 @@ from detr_fast.inference.benchmark.measure import RANDOM_LIMITS
 from detr_fast.inference.benchmark.memory import with_peak_memory
 from detr_fast.inference.benchmark.noise import noise_image
 from detr_fast.inference.benchmark.run import BenchmarkRequest, run_benchmark
-from detr_fast.inference.verify import Parity
+from detr_fast.inference.verify import compare_outputs
 from detr_fast.models.catalogue import ZOO
 from detr_fast.models.work import MatrixProduct, Work, count_work
 from detr_fast.models.zoo import build_model
@@ -202,7 +202,7 @@ def test_random_weights_can_tell_pictures_apart(name):
     model = model_to_time(name, "none")
     one, other = (val_transform(None, None)(noise_image(192, 256, seed)) for seed in (1, 2))
     with torch.inference_mode():
-        parity = Parity().with_batch(model([one]), model([other]))
+        parity = compare_outputs([(model([one]), model([other]))])
     assert parity.logits > RANDOM_LIMITS["bf16"]["logits"]
 
 
@@ -250,7 +250,7 @@ def test_transformers_has_the_answers_of_the_model_whose_weights_it_takes():
         expected = model(images)
         for name, make in peers(["fp32", "bf16"]).items():
             theirs = make(model)
-            parity = Parity().with_batch(expected, theirs.run(images))
+            parity = compare_outputs([(expected, theirs.run(images))])
             assert parity.faults(theirs.precision) == []
             assert parity.logits <= 0.1, name
             stages = timing.stage_times(

@@ -39,22 +39,6 @@ class Parity:
     identical: int = 0
     threshold: float = 0.7
 
-    def with_batch(self, expected: dict[str, Tensor], actual: dict[str, Tensor]) -> "Parity":
-        """These figures with those of one more batch: the model's outputs and the engine's."""
-        expected = {key: value.float() for key, value in _last_layer(expected).items()}
-        objects = [
-            _differences(one, other, self.threshold)
-            for one, other in zip(_decoded(expected), _decoded(actual), strict=True)
-        ]
-        return replace(
-            self,
-            images=self.images + len(objects),
-            logits=_larger(self.logits, expected["pred_logits"] - actual["pred_logits"]),
-            boxes=_larger(self.boxes, expected["pred_boxes"] - actual["pred_boxes"]),
-            scores=max(self.scores, *(difference for difference, _ in objects)),
-            identical=self.identical + sum(same for _, same in objects),
-        )
-
     def faults(self, precision: str) -> list[str]:
         """What is beyond the limits of a precision, a sentence each; empty if it holds."""
         found = [
@@ -96,9 +80,29 @@ def compare(
     Returns:
         The largest differences over all images; a NaN anywhere is NaN.
     """
+    pairs = ((model(batch), engine(batch)) for batch in batches)
+    return compare_outputs(pairs, threshold)
+
+
+def compare_outputs(
+    pairs: Iterable[tuple[dict[str, Tensor], dict[str, Tensor]]], threshold: float = 0.7
+) -> Parity:
+    """`compare` where both have run: the model's outputs and the engine's, batch by batch."""
     parity = Parity(threshold=threshold)
-    for batch in batches:
-        parity = parity.with_batch(model(batch), engine(batch))
+    for expected, actual in pairs:
+        expected = {key: value.float() for key, value in _last_layer(expected).items()}
+        objects = [
+            _differences(one, other, threshold)
+            for one, other in zip(_decoded(expected), _decoded(actual), strict=True)
+        ]
+        parity = replace(
+            parity,
+            images=parity.images + len(objects),
+            logits=_larger(parity.logits, expected["pred_logits"] - actual["pred_logits"]),
+            boxes=_larger(parity.boxes, expected["pred_boxes"] - actual["pred_boxes"]),
+            scores=max(parity.scores, *(difference for difference, _ in objects)),
+            identical=parity.identical + sum(same for _, same in objects),
+        )
     return parity
 
 
