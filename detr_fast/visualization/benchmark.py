@@ -113,8 +113,9 @@ def _stages(axis, model: Mapping) -> None:
 def _parts(own: Mapping) -> dict[str, float]:
     seconds = {stage: figures["median"] for stage, figures in own["seconds"].items()}
     stages = {stage: figures["median"] for stage, figures in own["stages"].items()}
-    inside = stages or {"model in one piece": seconds["model"]}
-    return {"pre": seconds["pre"], **inside, "post": seconds["post"]}
+    if own["stages_of"] != "itself":
+        stages = {"model in one piece": seconds["model"]}
+    return {"pre": seconds["pre"], **stages, "post": seconds["post"]}
 
 
 def _throughput(axis, model: Mapping) -> None:

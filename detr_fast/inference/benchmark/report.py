@@ -135,7 +135,8 @@ def _stages(workload: Mapping) -> list[str]:
     for own in workload["implementations"]:
         parts = {**own["seconds"], **own["stages"]}
         cells = [_spread(parts[part]) if part in parts else "one piece" for part in _PARTS]
-        rows.append([own["name"], *cells])
+        note = "" if own["stages_of"] in (None, "itself") else f", {own['stages_of']}"
+        rows.append([own["name"] + note, *cells])
     return table(["ms: median (quartiles)", *_PARTS], rows)
 
 

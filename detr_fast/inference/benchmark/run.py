@@ -69,7 +69,9 @@ def run_benchmark(
     if request.images:
         workloads.insert(0, zoo_protocol(request.images, request.coco_path))
     about = _about(device)
-    made = {**makers(precisions, request.compile_mode), **(peers(precisions) if peers else {})}
+    made = makers(precisions, request.compile_mode, request.short_side)
+    if peers is not None:
+        made |= peers(precisions)
     pipeline = Pipeline(preprocess_for(request.short_side), device)
     measured = measure(request.models, made, precisions, workloads, pipeline, request.weights, say)
     settings = {
