@@ -67,7 +67,7 @@ def run_benchmark(
     _check(request, precisions, device)
     workloads = [fixed_size(size, request.rounds) for size in request.batch_sizes]
     if request.images:
-        workloads.insert(0, zoo_protocol(request.images, request.coco_path))
+        workloads.append(zoo_protocol(request.images, request.coco_path))
     about = _about(device)
     made = makers(precisions, request.compile_mode, request.short_side)
     if peers is not None:
