@@ -9,8 +9,8 @@ from .implementations import REFERENCE
 
 _LEGEND = (
     "End to end is pre (read, resize, normalise, bring to the device), model and post (boxes in "
-    "pixels, on the CPU), one after another. FLOPs are those of the plain model. The roofline gives "
-    "each of its matrix products its arithmetic or its traffic, whichever takes longer, and "
+    "pixels, on the CPU), one after another. FLOPs are those of the plain model. The roofline "
+    "gives each of its matrix products its arithmetic or its traffic, whichever takes longer, and "
     "everything else no time. Peak memory is what a first call takes beside weights and images."
 )
 _PARTS = ("pre", "backbone", "encoder", "decoder", "heads", "post")
@@ -79,7 +79,7 @@ def _circumstances(record: Mapping) -> list[str]:
         f"{1e-9 * hardware['copy_bandwidth']:.3g} GB/s read and written. "
         f"{'Random' if settings['weights'] == 'none' else 'Published'} weights; "
         f"{'images' if settings['coco_path'] else 'noise of the sizes of images'} of val2017; "
-        f"{settings['rounds']} rounds of each fixed size; torch.compile: "
+        f"rounds of each fixed size: {settings['rounds']}; torch.compile: "
         f"{settings['compile_mode']}; float32 without TF32.",
         "",
         _LEGEND,
