@@ -118,18 +118,25 @@ def compare(
     Returns:
         The differences over all images; a NaN anywhere is NaN.
     """
+    pairs = ((model(batch), engine(batch)) for batch in batches)
+    return compare_outputs(pairs, threshold)
+
+
+def compare_outputs(
+    pairs: Iterable[tuple[dict[str, Tensor], dict[str, Tensor]]], threshold: float = 0.7
+) -> Parity:
+    """`compare` where both have run: the model's outputs and the engine's, batch by batch."""
     parity = Parity(threshold=threshold)
     logits_error, boxes_error = _RelativeError(), _RelativeError()
-    for batch in batches:
-        expected = {key: value.float() for key, value in _last_layer(model(batch)).items()}
-        actual = engine(batch)
+    for expected, actual in pairs:
+        expected = {key: value.float() for key, value in _last_layer(expected).items()}
         objects = [
             _differences(one, other, threshold)
             for one, other in zip(_decoded(expected), _decoded(actual), strict=True)
         ]
         parity = replace(
             parity,
-            images=parity.images + len(batch),
+            images=parity.images + len(objects),
             logits=_larger(parity.logits, expected["pred_logits"] - actual["pred_logits"]),
             boxes=_larger(parity.boxes, expected["pred_boxes"] - actual["pred_boxes"]),
             scores=max(parity.scores, *(difference for difference, _ in objects)),
