@@ -1,12 +1,12 @@
 """The engine on a GPU: its graphs give what it gives without them, and nothing waits."""
 
-import contextlib
 import gc
 
 import pytest
 import tolerances
 import torch
 from random_models import model_with_statistics
+from test_cuda import no_waiting
 
 from detr_fast import Detector
 from detr_fast.data.build import build_loader
@@ -31,17 +31,6 @@ def _float32_is_float32():
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = before
-
-
-@contextlib.contextmanager
-def no_waiting():
-    """Raises where torch waits for the GPU."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def engines(
