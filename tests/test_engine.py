@@ -129,13 +129,13 @@ def test_packed_tokens_are_the_padded_ones_without_the_padding(pre_norm):
     packed, padded = PackedTokens(extents.tolist()), PaddedTokens(5, grid, extents)
     assert packed.tokens(features).shape == (1, 28 + 12 + 1 + 42, width)
     expected = engine.transformer(
-        padded.tokens(features), engine._position_tables(grid, extents), padded
+        padded.tokens(features), engine._position_tables(5, grid, extents), padded
     )
     actual = engine.transformer(packed.tokens(features), engine._packed_tables(packed), packed)
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerances.PACKED_FLOAT32)
     first = PaddedTokens(1, (4, 7), None)
     own = features[:1, :, :4, :7]
-    alone = engine.transformer(first.tokens(own), engine._position_tables((4, 7), None), first)
+    alone = engine.transformer(first.tokens(own), engine._position_tables(1, (4, 7), None), first)
     torch.testing.assert_close(actual[:1], alone, rtol=0, atol=tolerances.PACKED_FLOAT32)
 
 
