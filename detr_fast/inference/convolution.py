@@ -32,7 +32,16 @@ class FusedConvolution(nn.Module):
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), channels last, and perhaps a summand -> the same of the output."""
+        """Runs it.
+
+        Args:
+            x: (B, C, H, W), channels last.
+            other: a summand like the output, which may be overwritten: on a CPU new memory costs
+                more than the sum.
+
+        Returns:
+            (B, O, H', W'), channels last.
+        """
         geometry = (self.stride, self.padding, self.dilation)
         if x.is_cuda:
             return self._by_cudnn(x, other, *geometry)
@@ -43,6 +52,15 @@ class FusedConvolution(nn.Module):
             out += other
         return out.relu_() if self.relu else out
 
+    def __getstate__(self) -> dict:
+        """Packed weights can be neither copied nor sent to another process."""
+        return {**self.__dict__, "_packed": None}
+
+    def _apply(self, *arguments, **options) -> "FusedConvolution":
+        """Where modules move; the packed weights are those of before."""
+        self._packed = None
+        return super()._apply(*arguments, **options)
+
     def _by_cudnn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
         if not self.relu:
             return F.conv2d(x, self.weight, self.bias, stride, padding, dilation)
@@ -52,7 +70,6 @@ class FusedConvolution(nn.Module):
         return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, *arguments)
 
     def _by_onednn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
-        convolve = torch.ops.mkldnn._convolution_pointwise
         if self._packed is None:
             # oneDNN's own order of the weights, which it would otherwise make in every call.
             self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
@@ -61,8 +78,10 @@ class FusedConvolution(nn.Module):
         arguments = (self._packed, self.bias, padding, stride, dilation, 1)
         unary = "relu" if self.relu else None
         if other is None:
+            convolve = torch.ops.mkldnn._convolution_pointwise
             return convolve(x, *arguments, unary or "none", [], "")
-        return convolve.binary(x, other, *arguments, "add", 1.0, unary, [], None)
+        add_convolved = torch.ops.mkldnn._convolution_pointwise_.binary
+        return add_convolved(other, x, *arguments, "add", 1.0, unary, [], None)
 
 
 def folded(conv: nn.Conv2d, norm: Norm) -> tuple[Tensor, Tensor]:
