@@ -212,7 +212,7 @@ class Detector:
 
         Args:
             sizes: (height, width) of images in pixels, as they come.
-            batch_size: as in `predict`.
+            batch_size: images in a batch; what does not fill one comes in smaller ones.
 
         Raises:
             ValueError: without a precision there is no engine; or the sizes need more graphs than
