@@ -1,0 +1,107 @@
+"""What can be said of the kernels without a GPU.
+
+    python benchmarks/paper cuda     # registers, spills and occupancy of the CUDA kernels; needs nvcc
+    python benchmarks/paper triton   # the same of the Triton kernels, and their PTX read
+    python benchmarks/paper floors   # bytes, operations and exponentials over published peaks
+    python benchmarks/paper all
+
+Writes a JSON and a table of each to benchmarks/results/cuda-<release>-compiled, or to --output. The
+exit status is 1 where something does not hold that should: a spill, local memory, a kernel without
+matrix instructions or 16-byte loads. With dropout spills are told and do not count: it is for
+training alone, and its random bits take as many registers as the scores.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from gpu.record import ROOT, record
+
+SUBCOMMANDS = ("cuda", "triton", "floors")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/paper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("subcommand", choices=[*SUBCOMMANDS, "all"])
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args(arguments)
+    folder = options.output
+    if folder is None:
+        folder = ROOT / f"benchmarks/results/cuda-{torch.version.cuda}-compiled"
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = SUBCOMMANDS if options.subcommand == "all" else (options.subcommand,)
+    return max(globals()[f"_{name}"](folder) for name in asked)
+
+
+def _cuda(folder: Path) -> int:
+    from . import cuda_kernels
+
+    rows, about = cuda_kernels.rows()
+    faults = [row for row in rows if cuda_kernels.faults(row)]
+    archs = sorted({row["arch"] for row in rows})
+    kernels = {row["kernel"] for row in rows}
+    said = (
+        f"{len(kernels)} kernels for {len(archs)} architectures with CUDA {about['toolkit']}, "
+        f"without warnings; {len(faults)} of {len(rows)} spill registers or use local memory; "
+        f"static shared memory at most {max(row['static_shared_bytes'] for row in rows)} bytes. "
+        "Dynamic shared memory is chosen for the card at the launch: occupancy is that of "
+        "registers and threads."
+    )
+    _write(folder, "cuda_kernels", {**about, "kernels": rows}, said, cuda_kernels.table(rows))
+    return int(bool(faults))
+
+
+def _triton(folder: Path) -> int:
+    from . import triton_kernels
+
+    rows: list[dict] = []
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        rows += triton_kernels.rows([80, 90], [0.0, 0.1], dtype)
+    faults = [row for row in rows if row["faults"]]
+    counted = [row for row in faults if row["dropout"] == 0]
+    said = (
+        f"{len(rows)} compiled kernels of Triton {triton_kernels.triton.__version__}. Everything "
+        f"holds of {len(rows) - len(faults)}; of the others {len(faults) - len(counted)} have "
+        f"dropout, {len(counted)} have not."
+    )
+    _write(folder, "triton_kernels", {"kernels": rows}, said, triton_kernels.table(rows))
+    return int(bool(counted))
+
+
+def _floors(folder: Path) -> int:
+    from . import floors
+
+    works = list(floors.works())
+    listed = [
+        {
+            "what": work.what,
+            "bytes": sum(each.bytes for each in work.operations),
+            "flops": sum(each.flops for each in work.operations),
+            "exponentials": work.exponentials,
+            "floor_ms": {gpu.name: 1000 * work.seconds(gpu) for gpu in floors.GPUS},
+            "target_ms": floors.target_ms(work),
+        }
+        for work in works
+    ]
+    said = (
+        "Each operation of a model takes the longer of its bytes and its operations, one after "
+        "another; launches, waits and partly filled waves of blocks come on top. Elementwise work "
+        "counts as fused. Nothing here was measured."
+    )
+    text = f"{floors.hardware_table()}\n\n{floors.table(works)}"
+    _write(folder, "floors", {"works": listed}, said, text)
+    return 0
+
+
+def _write(folder: Path, name: str, content: dict, said: str, table: str) -> None:
+    about = record()
+    kept = {key: about[key] for key in ("command", "commit", "uncommitted", "packages")}
+    (folder / f"{name}.json").write_text(json.dumps({**kept, **content}, indent=1) + "\n")
+    text = f"{said}\n\n{table}\n"
+    (folder / f"{name}.md").write_text(text)
+    print(text, flush=True)
