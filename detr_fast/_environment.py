@@ -1,6 +1,9 @@
 """What this machine and installation are, and which implementation of each operation runs here."""
 
+import contextlib
+import datetime
 import importlib
+import importlib.metadata
 import os
 import pkgutil
 import platform
@@ -83,16 +86,10 @@ def _why_slow(key: str, build: dict) -> str:
 def _cpu() -> dict:
     import torch
 
-    try:
-        # Only Linux on x86 and a few others name the model and its instruction sets there.
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    fields = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
-    flags = fields.get("flags", "").split()
+    flags = " ".join(_cpuinfo("flags")[:1]).split()
     sets = {"AVX2": "avx2", "AVX-512": "avx512f", "AMX": "amx_tile"}
     return {
-        "name": fields.get("model name", platform.processor()).strip() or platform.machine(),
+        "name": next(iter(_cpuinfo("model name")), platform.processor()) or platform.machine(),
         "cores": os.cpu_count(),
         "isa": [name for name, flag in sets.items() if flag in flags],
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
@@ -116,9 +113,72 @@ def _gpus() -> list[dict]:
 
 def _driver() -> str | None:
     """The version of NVIDIA's driver, None where there is none."""
+    answers = _ask_nvidia_smi("driver_version")
+    return answers[0] if answers else None
+
+
+def conditions() -> dict:
+    """What a measurement depends on beside `environment()`; JSON-serialisable.
+
+    Returns:
+        `date` (UTC), `commit` and `uncommitted` (whether tracked files differ from it; both None
+        for a package that is not in a git checkout), and `load` of the last minute (None where the
+        system does not tell).
+    """
+    commit, status = _ask_git("rev-parse", "HEAD"), _ask_git("status", "--porcelain", "-uno")
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit,
+        "uncommitted": None if status is None else bool(status),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def versions(*names: str) -> dict[str, str]:
+    """The versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def clocks() -> dict[str, str]:
+    """Clocks at this moment as far as the system tells them: "cpu", and one entry for each GPU."""
+    told = {}
+    megahertz = [float(value) for value in _cpuinfo("cpu MHz")]
+    if megahertz:
+        told["cpu"] = f"{min(megahertz):.0f} to {max(megahertz):.0f} MHz"
+    for index, answer in enumerate(_ask_nvidia_smi("clocks.sm,clocks.max.sm,clocks.mem")):
+        now, most, memory = (part.strip() for part in answer.split(","))
+        told[f"gpu {index}"] = f"{now} (at most {most}), memory {memory}"
+    return told
+
+
+def _ask_nvidia_smi(fields: str) -> list[str]:
+    """Comma-separated answers, a line for each GPU; empty where there is no NVIDIA driver."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return None
-    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+        return []
+    query = [command, f"--query-gpu={fields}", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True)
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
+    return [line.strip() for line in done.stdout.splitlines()] if done.returncode == 0 else []
+
+
+def _ask_git(*arguments: str) -> str | None:
+    """The answer of git about the checkout that this package lies in, None where it is in none."""
+    root = Path(__file__).resolve().parents[1]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpuinfo(field: str) -> list[str]:
+    """A field of /proc/cpuinfo for each processor; only Linux on x86 and a few others name some."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    pairs = (line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    return [value.strip() for name, value in pairs if name == field]

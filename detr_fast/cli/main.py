@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from .parser import Parser
 
-VERBS = ("train", "eval", "predict", "verify", "demo", "env")
+VERBS = ("train", "eval", "predict", "verify", "bench", "demo", "env")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -39,6 +39,22 @@ class Parity:
     identical: int = 0
     threshold: float = 0.7
 
+    def with_batch(self, expected: dict[str, Tensor], actual: dict[str, Tensor]) -> "Parity":
+        """These figures with those of one more batch: the model's outputs and the engine's."""
+        expected = {key: value.float() for key, value in _last_layer(expected).items()}
+        objects = [
+            _differences(one, other, self.threshold)
+            for one, other in zip(_decoded(expected), _decoded(actual), strict=True)
+        ]
+        return replace(
+            self,
+            images=self.images + len(objects),
+            logits=_larger(self.logits, expected["pred_logits"] - actual["pred_logits"]),
+            boxes=_larger(self.boxes, expected["pred_boxes"] - actual["pred_boxes"]),
+            scores=max(self.scores, *(difference for difference, _ in objects)),
+            identical=self.identical + sum(same for _, same in objects),
+        )
+
     def faults(self, precision: str) -> list[str]:
         """What is beyond the limits of a precision, a sentence each; empty if it holds."""
         found = [
@@ -82,20 +98,7 @@ def compare(
     """
     parity = Parity(threshold=threshold)
     for batch in batches:
-        expected = {key: value.float() for key, value in _last_layer(model(batch)).items()}
-        actual = engine(batch)
-        objects = [
-            _differences(one, other, threshold)
-            for one, other in zip(_decoded(expected), _decoded(actual), strict=True)
-        ]
-        parity = replace(
-            parity,
-            images=parity.images + len(batch),
-            logits=_larger(parity.logits, expected["pred_logits"] - actual["pred_logits"]),
-            boxes=_larger(parity.boxes, expected["pred_boxes"] - actual["pred_boxes"]),
-            scores=max(parity.scores, *(difference for difference, _ in objects)),
-            identical=parity.identical + sum(same for _, same in objects),
-        )
+        parity = parity.with_batch(model(batch), engine(batch))
     return parity
 
 
