@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from .record import clocks
+from detr_fast._environment import clocks
+
 from .setting import Setting
 
 MEASURED, ABSENT, NOT_RUN, FAILED = "measured", "absent", "not run", "FAILED"
@@ -35,6 +36,8 @@ class Measurement:
         bytes: that must at least be moved in device memory, each input read and each output
             written once; 0 where not counted.
         flops: floating-point operations that must be done on matrix units; 0 where not counted.
+        floor_seconds: the least that this device could take, where it is known better than from
+            `bytes` and `flops`.
         peak_mib: of device memory, None where not measured.
         extra: other figures by name.
     """
@@ -43,6 +46,7 @@ class Measurement:
     images: int = 0
     bytes: float = 0
     flops: float = 0
+    floor_seconds: float | None = None
     peak_mib: float | None = None
     extra: dict[str, float] = field(default_factory=dict)
 

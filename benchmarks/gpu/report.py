@@ -35,6 +35,8 @@ def ceilings(rows: list[dict]) -> dict[str, float]:
 
 def floor_ms(row: dict, limits: dict[str, float]) -> float | None:
     """Milliseconds below which the device cannot come: its bytes, or its operations."""
+    if row["floor_seconds"] is not None:
+        return 1000 * row["floor_seconds"]
     times = [row[unit] / limits[unit] for unit in limits if row[unit]]
     return 1000 * max(times) if times else None
 

@@ -1,6 +1,6 @@
 """What can be said of the kernels without a GPU.
 
-    python benchmarks/paper cuda     # registers, spills and occupancy of the CUDA kernels; needs nvcc
+    python benchmarks/paper cuda     # registers, spills, occupancy of the CUDA kernels; needs nvcc
     python benchmarks/paper triton   # the same of the Triton kernels, and their PTX read
     python benchmarks/paper floors   # bytes, operations and exponentials over published peaks
     python benchmarks/paper all
@@ -76,25 +76,25 @@ def _triton(folder: Path) -> int:
 def _floors(folder: Path) -> int:
     from . import floors
 
-    works = list(floors.works())
+    tasks = list(floors.tasks())
     listed = [
         {
-            "what": work.what,
-            "bytes": sum(each.bytes for each in work.operations),
-            "flops": sum(each.flops for each in work.operations),
-            "exponentials": work.exponentials,
-            "floor_ms": {gpu.name: 1000 * work.seconds(gpu) for gpu in floors.GPUS},
-            "target_ms": floors.target_ms(work),
+            "what": task.what,
+            "bytes": task.bytes,
+            "flops": task.work.flops,
+            "exponentials": task.exponentials,
+            "floor_ms": {gpu.name: 1000 * task.seconds(gpu) for gpu in floors.GPUS},
+            "target_ms": floors.target_ms(task),
         }
-        for work in works
+        for task in tasks
     ]
     said = (
         "Each operation of a model takes the longer of its bytes and its operations, one after "
         "another; launches, waits and partly filled waves of blocks come on top. Elementwise work "
         "counts as fused. Nothing here was measured."
     )
-    text = f"{floors.hardware_table()}\n\n{floors.table(works)}"
-    _write(folder, "floors", {"works": listed}, said, text)
+    text = f"{floors.hardware_table()}\n\n{floors.table(tasks)}"
+    _write(folder, "floors", {"tasks": listed}, said, text)
     return 0
 
 
