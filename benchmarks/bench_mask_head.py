@@ -18,7 +18,8 @@ import time
 
 import torch
 
-from detr_fast._environment import environment
+from detr_fast._environment import conditions, environment
+from detr_fast.inference.benchmark.memory import with_peak_memory
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -84,19 +85,8 @@ def peak_memory(case: str) -> float:
 
 @torch.inference_mode()
 def print_peak(case: str) -> None:
-    call = CASES[case]()
-    before = _status("VmRSS")
-    # The high-water mark starts anew from here.
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    call()
-    print((_status("VmHWM") - before) / 1024)
-
-
-def _status(field: str) -> int:
-    """A figure of /proc/self/status in KiB."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
+    _, peak = with_peak_memory(CASES[case](), torch.device("cpu"))
+    print(peak / 2**20)
 
 
 @torch.inference_mode()
@@ -132,7 +122,7 @@ def main() -> None:
     results = {
         "command": "OMP_NUM_THREADS=2 python benchmarks/bench_mask_head.py --json FILE",
         "cpu": environment()["cpu"],
-        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
+        "commit": conditions()["commit"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rounds": args.rounds,

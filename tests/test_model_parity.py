@@ -15,37 +15,19 @@ Where the two definitions differ, and what that means here:
   feed-forward's hidden layer, where the original drops the latter two and not the former.
 """
 
-import os
-
 import pytest
 import tolerances
 import torch
+from transformers_detr import transformers_detr
 
 from detr_fast import build_model
 from detr_fast.data.batching import nested_tensor_from_images
 
-# Its configuration asks a server for the names of backbones unless told that there is none.
-os.environ["HF_HUB_OFFLINE"] = "1"
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("timm", reason="timm is not installed")
 
 MIXED = ((97, 130), (160, 88), (64, 64))
 SINGLE = ((101, 149),)
-RENAMES = (
-    ("backbone.0.body.", "model.backbone.model."),
-    ("backbone.1.row_embed.", "model.position_embedding.row_embeddings."),
-    ("backbone.1.col_embed.", "model.position_embedding.column_embeddings."),
-    ("transformer.", "model."),
-    ("input_proj.", "model.input_projection."),
-    ("query_embed.", "model.query_position_embeddings."),
-    ("class_embed.", "class_labels_classifier."),
-    ("bbox_embed.", "bbox_predictor."),
-    (".out_proj.", ".o_proj."),
-    (".multihead_attn.", ".encoder_attn."),
-    (".linear1.", ".mlp.fc1."),
-    (".linear2.", ".mlp.fc2."),
-    ("decoder.norm.", "decoder.layernorm."),
-)
 
 
 @pytest.mark.parametrize("sizes", [MIXED, SINGLE], ids=["mixed", "single"])
@@ -106,29 +88,7 @@ def pair(name: str, **options):
     torch.manual_seed(1)
     ours = build_model(name, **options).double().eval()
     randomise(ours)
-    config = ours.config
-    backbone = transformers.TimmBackboneConfig(
-        backbone=config["backbone"],
-        features_only=True,
-        out_indices=[1, 2, 3, 4],
-        use_pretrained_backbone=False,
-        **({"output_stride": 16} if config["dilation"] else {}),
-    )
-    configuration = transformers.DetrConfig(
-        backbone_config=backbone,
-        num_labels=config["num_classes"],
-        num_queries=config["num_queries"],
-        encoder_layers=config["enc_layers"],
-        decoder_layers=config["dec_layers"],
-        position_embedding_type=config["position_embedding"],
-        dilation=config["dilation"],
-        attn_implementation="eager",
-    )
-    # On the meta device nothing is initialised only to be overwritten.
-    with torch.device("meta"):
-        theirs = transformers.DetrForObjectDetection(configuration).eval()
-    theirs.load_state_dict(carried_over(ours.state_dict()), strict=True, assign=True)
-    return ours, theirs
+    return ours, transformers_detr(ours, "eager")
 
 
 def randomise(model) -> None:
@@ -148,27 +108,6 @@ def randomise(model) -> None:
         if "transformer" in name and parameter.dim() == 1:
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.bbox_embed.layers[-1].weight.data.mul_(4)
-
-
-def carried_over(state: dict) -> dict:
-    """Our state dict under their names."""
-    carried = {}
-    for name, tensor in state.items():
-        for ours, theirs in RENAMES:
-            name = name.replace(ours, theirs)
-        if name.startswith(("model.encoder.layers", "model.decoder.layers")):
-            norms = ["self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"]
-            if "encoder.layers" in name:
-                norms.remove("encoder_attn_layer_norm")
-            for i, norm in enumerate(norms, start=1):
-                name = name.replace(f".norm{i}.", f".{norm}.")
-        if ".in_proj_" in name:
-            stem, kind = name.split(".in_proj_")
-            for letter, block in zip("qkv", tensor.chunk(3), strict=True):
-                carried[f"{stem}.{letter}_proj.{kind}"] = block
-        else:
-            carried[name] = tensor
-    return carried
 
 
 def random_images(sizes) -> list[torch.Tensor]:

@@ -370,7 +370,7 @@ def test_wheel_without_compilation_is_pure_and_records_why(tree, before, environ
     wheel = wheel_of(tree)
     assert wheel.filename.endswith("-py3-none-any.whl")
     names = {Path(name).name for name in wheel.namelist()}
-    assert {"__init__.py", "_build_info.json", "entry_points.txt"} <= names
+    assert {"__init__.py", "_build_info.json", "entry_points.txt", "val2017_sizes.json"} <= names
     assert not {"_C.so", "removed.py"} & names
     written = json.loads(wheel.read("detr_fast/_build_info.json"))
     assert written["compiled"] is False
@@ -392,6 +392,7 @@ def test_source_distribution_holds_the_sources(tree):
     (unpacked,) = (tree / "unpacked").iterdir()
     sources = {path.relative_to(tree) for path in (tree / "csrc").rglob("*.[hc]*")}
     assert sources == {path.relative_to(unpacked) for path in unpacked.glob("csrc/**/*.[hc]*")}
+    assert (unpacked / "detr_fast/inference/benchmark/val2017_sizes.json").is_file()
 
 
 needs_compiler = pytest.mark.skipif(

@@ -16,10 +16,13 @@ with these differences, none of which the original's models can show:
 import pytest
 import tolerances
 import torch
-from test_model_parity import MIXED, SINGLE, carried_over, random_images, randomise, transformers
+from test_model_parity import MIXED, SINGLE, random_images, randomise
+from transformers_detr import carried_over, configuration
 
 from detr_fast import build_model
 from detr_fast.data.batching import nested_tensor_from_images
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 HEAD_RENAMES = (
     ("bbox_attention.q_linear.", "bbox_attention.q_proj."),
@@ -72,25 +75,8 @@ def segmentation_pair(name: str):
     for parameter in ours.mask_head.parameters():
         if parameter.dim() == 1:
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    config = ours.config
-    backbone = transformers.TimmBackboneConfig(
-        backbone=config["backbone"],
-        features_only=True,
-        out_indices=[1, 2, 3, 4],
-        use_pretrained_backbone=False,
-        **({"output_stride": 16} if config["dilation"] else {}),
-    )
-    configuration = transformers.DetrConfig(
-        backbone_config=backbone,
-        num_labels=config["num_classes"],
-        num_queries=config["num_queries"],
-        encoder_layers=config["enc_layers"],
-        decoder_layers=config["dec_layers"],
-        dilation=config["dilation"],
-        attn_implementation="eager",
-    )
     with torch.device("meta"):
-        theirs = transformers.DetrForSegmentation(configuration).eval()
+        theirs = transformers.DetrForSegmentation(configuration(ours.config, "eager")).eval()
     state = ours.state_dict()
     detector = {k.removeprefix("detr."): v for k, v in state.items() if k.startswith("detr.")}
     carried = {f"detr.{name}": value for name, value in carried_over(detector).items()}

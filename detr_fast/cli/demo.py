@@ -120,17 +120,13 @@ def _time_matching(device) -> str:
 def _median_milliseconds(first, second, device, rounds: int = 20) -> tuple[float, float]:
     """Medians of two calls taken in turn, after a warm-up of each."""
     import statistics
-    import time
 
-    import torch
+    from ..inference.benchmark.timing import timed
 
     times: tuple[list[float], list[float]] = ([], [])
     for round_ in range(rounds + 2):
         for call, series in zip((first, second), times, strict=True):
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            _, seconds = timed(call, device)
             if round_ >= 2:
-                series.append(1e3 * (time.perf_counter() - start))
+                series.append(1e3 * seconds)
     return statistics.median(times[0]), statistics.median(times[1])

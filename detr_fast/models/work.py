@@ -1,5 +1,6 @@
 """What a model has to compute at least: its matrix products, counted from shapes alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,9 +79,15 @@ class _Counter(TorchDispatchMode):
             return func(*args, **kwargs) if out is NotImplemented else out
         out = func(*args, **kwargs)
         tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-        elements = sum(x.numel() for x in tensors)
+        elements = sum(_stored(x) for x in tensors)
         self.products.append(MatrixProduct(flops(*args, **kwargs, out_val=out), elements))
         return out
+
+
+def _stored(x: Tensor) -> int:
+    """Elements of a tensor, those of an expanded one once."""
+    sizes = zip(x.shape, x.stride(), strict=True)
+    return math.prod(size for size, stride in sizes if stride != 0)
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_, **__) -> int:

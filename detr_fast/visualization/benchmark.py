@@ -64,7 +64,7 @@ def _protocol(axis, model: Mapping) -> None:
         reach = [[seconds["median"] - seconds["q1"]], [seconds["q3"] - seconds["median"]]]
         axis.barh(place, seconds["median"], xerr=reach, color=_PARTS["backbone"], capsize=3)
         axis.annotate(
-            f"{seconds['median']:.3g}",
+            _shown(seconds["median"]),
             (seconds["q3"], place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -72,7 +72,7 @@ def _protocol(axis, model: Mapping) -> None:
             fontsize=8,
         )
     for published in model["published"]:
-        if "zoo protocol" in published["who"]:
+        if published["gpu"] == "V100":
             axis.axvline(1e3 * published["seconds"], color="#d62728", ls="--", lw=1.2)
             axis.plot([], [], "--", color="#d62728", label="V100, published (fp32)")
             axis.legend(fontsize=8, frameon=False)
@@ -95,7 +95,7 @@ def _stages(axis, model: Mapping) -> None:
             drawn.add(part)
             left += 1e3 * median
         axis.annotate(
-            f"{left:.3g}",
+            _shown(left),
             (left, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -106,7 +106,7 @@ def _stages(axis, model: Mapping) -> None:
     _name(axis, names)
     size = " x ".join(map(str, workload["sizes"][0]))
     axis.set_title(f"{model['name']}, {size}, batch size {workload['batch_size']}", fontsize=10)
-    axis.set_xlabel("ms, medians of the stages", fontsize=9)
+    axis.set_xlabel("ms, medians of the stages and their sum", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
 
 
@@ -118,6 +118,8 @@ def _parts(own: Mapping) -> dict[str, float]:
 
 
 def _throughput(axis, model: Mapping) -> None:
+    from matplotlib.ticker import LogFormatter
+
     lines: dict[str, list[tuple[int, float]]] = {}
     for workload in model["workloads"]:
         if workload["name"] == "fixed size":
@@ -130,10 +132,12 @@ def _throughput(axis, model: Mapping) -> None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(sizes, [str(size) for size in sizes])
+    for place in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        place(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axis.set_title(f"{model['name']}: throughput of the model alone", fontsize=10)
     axis.set_xlabel("batch size", fontsize=9)
     axis.set_ylabel("images/s", fontsize=9)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=8, which="both")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8, frameon=False)
 
@@ -144,3 +148,7 @@ def _name(axis, names: list[str]) -> None:
     axis.tick_params(labelsize=8)
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
+
+
+def _shown(milliseconds: float) -> str:
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"

@@ -23,15 +23,15 @@ class Time:
 
     Attributes:
         model: name of the zoo.
+        gpu: where; `SOURCES` says who published it.
         batch_size: images at once.
         seconds: for a batch.
-        who: software, hardware, and what is known of the images.
     """
 
     model: str
+    gpu: str
     batch_size: int
     seconds: float
-    who: str
 
 
 PAPER = {
@@ -41,17 +41,16 @@ PAPER = {
     "detr_resnet101_dc5": Size(60, 253),
 }
 
-# The model zoo in the README of the original repository.
-_ZOO = "original, fp32, TorchScript transformer, V100, zoo protocol"
-# Benchmarks in the documentation of transformers, "Optimize inference using torch.compile()".
-_TRANSFORMERS = "transformers, torch.compile, A100, image size not stated"
-
+SOURCES = {
+    "V100": "the original's model zoo: fp32, TorchScript transformer, first 100 images of val2017",
+    "A100": "transformers' documentation of torch.compile; precision and image size not stated",
+}
 TIMES = (
-    Time("detr_resnet50", 1, 0.036, _ZOO),
-    Time("detr_resnet50_dc5", 1, 0.083, _ZOO),
-    Time("detr_resnet101", 1, 0.050, _ZOO),
-    Time("detr_resnet101_dc5", 1, 0.097, _ZOO),
-    Time("detr_resnet50", 1, 0.0152, _TRANSFORMERS),
-    Time("detr_resnet50", 16, 0.162, _TRANSFORMERS),
-    Time("detr_resnet101", 16, 0.155, _TRANSFORMERS),
+    Time("detr_resnet50", "V100", 1, 0.036),
+    Time("detr_resnet50_dc5", "V100", 1, 0.083),
+    Time("detr_resnet101", "V100", 1, 0.050),
+    Time("detr_resnet101_dc5", "V100", 1, 0.097),
+    Time("detr_resnet50", "A100", 1, 0.0152),
+    Time("detr_resnet50", "A100", 16, 0.162),
+    Time("detr_resnet101", "A100", 16, 0.155),
 )

@@ -1,9 +1,10 @@
 """What was measured as Markdown, and the folder in which it is kept."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from . import published
 from .implementations import REFERENCE
 
 _PARTS = ("pre", "backbone", "encoder", "decoder", "heads", "post")
@@ -80,15 +81,11 @@ def _circumstances(record: Mapping) -> list[str]:
 def _models(models: list[Mapping]) -> list[str]:
     """Sizes of the models beside the paper's, and times that others published."""
     header = ["model", "parameters (M)", "paper", "GMAC, fixed size", "GMAC, protocol", "paper"]
-    header += ["published (ms)"]
+    header += [f"{gpu}, published (ms)" for gpu in published.SOURCES]
     rows = []
     for model in models:
         paper = model["paper"] or {"parameters": "-", "gmac": "-"}
         gmac = {workload["name"]: f"{workload['gmac']:.1f}" for workload in model["workloads"]}
-        told = "; ".join(
-            f"{1e3 * time['seconds']:.3g} at batch size {time['batch_size']} ({time['who']})"
-            for time in model["published"]
-        )
         rows.append(
             [
                 model["name"],
@@ -97,10 +94,18 @@ def _models(models: list[Mapping]) -> list[str]:
                 gmac.get("fixed size", "-"),
                 gmac.get("zoo protocol", "-"),
                 str(paper["gmac"]),
-                told or "-",
+                *(_published(model["published"], gpu) for gpu in published.SOURCES),
             ]
         )
-    return table(header, rows)
+    sources = [
+        f"- {gpu}, published, not measured: {who}." for gpu, who in published.SOURCES.items()
+    ]
+    return [*table(header, rows), "", *sources]
+
+
+def _published(times: Sequence[Mapping], gpu: str) -> str:
+    told = [f"{_ms(t['seconds'])} (batch size {t['batch_size']})" for t in times if t["gpu"] == gpu]
+    return ", ".join(told) or "-"
 
 
 def _times(workload: Mapping) -> list[str]:
@@ -115,7 +120,7 @@ def _times(workload: Mapping) -> list[str]:
             [
                 own["name"],
                 *(_spread(seconds[part]) for part in ("pre", "model", "post", "end_to_end")),
-                f"{speed:.3g}",
+                _three_digits(speed),
                 f"{speed / reference:.2f}",
                 f"{1e-12 * own['flops']:.3g}",
                 f"{own['share_of_roofline']:.0%}",
@@ -144,8 +149,17 @@ def _not_timed(model: Mapping) -> list[str]:
 
 
 def _spread(seconds: Mapping) -> str:
-    median, q1, q3 = (f"{1e3 * seconds[name]:.3g}" for name in ("median", "q1", "q3"))
+    median, q1, q3 = (_ms(seconds[name]) for name in ("median", "q1", "q3"))
     return f"{median} ({q1} to {q3})"
+
+
+def _ms(seconds: float) -> str:
+    return _three_digits(1e3 * seconds)
+
+
+def _three_digits(value: float) -> str:
+    """At least three significant digits, and no exponent where there are more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
