@@ -15,11 +15,13 @@ def record(commit: str | None = None) -> dict:
     Args:
         commit: of the checkout, where it is a copy without its history.
     """
-    told = conditions()
+    told, about = conditions(), environment()
+    # Where the toolkit lies on this machine decides nothing.
+    about["build"].pop("cuda_toolkit", None)
     return {
         "command": " ".join(["python", *sys.argv]),
         **told,
         "commit": told["commit"] or commit or "unknown",
-        "environment": environment(),
+        "environment": about,
         "packages": versions(*PACKAGES),
     }

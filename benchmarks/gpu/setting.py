@@ -23,11 +23,6 @@ class Setting:
     def on_gpu(self) -> bool:
         return self.device == "cuda"
 
-    @property
-    def half(self) -> torch.dtype:
-        """The 16-bit type of inference: a CPU is slow at float16."""
-        return torch.float16 if self.on_gpu else torch.bfloat16
-
     def size(self, full, tiny):
         """`full` on a GPU, `tiny` on a CPU."""
         return full if self.on_gpu else tiny

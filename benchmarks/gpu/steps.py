@@ -15,6 +15,9 @@ PASSED = "passed"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 PROGRAMS = ("cuda", "triton")
 ATTENTION_TESTS = "tests/test_attention_kernels.py"
+# The checkout, before whatever else was asked for.
+_PATHS = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+_ENVIRON = {"PYTHONPATH": os.pathsep.join(_PATHS), "PYTHONUNBUFFERED": "1"}
 _ENVIRONMENT = """
 import json, sys, detr_fast, torch
 from detr_fast._environment import environment
@@ -62,7 +65,7 @@ class Steps:
             process = subprocess.Popen(
                 [str(word) for word in command],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environ},
+                env={**os.environ, **_ENVIRON, **environ},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

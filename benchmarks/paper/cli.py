@@ -52,7 +52,7 @@ def _cuda(folder: Path) -> int:
         "Dynamic shared memory is chosen for the card at the launch: occupancy is that of "
         "registers and threads."
     )
-    _write(folder, "cuda_kernels", {**about, "kernels": rows}, said, cuda_kernels.table(rows))
+    _write(folder, "cuda_kernels", about, rows, said, cuda_kernels.table(rows))
     return int(bool(faults))
 
 
@@ -69,7 +69,7 @@ def _triton(folder: Path) -> int:
         f"holds of {len(rows) - len(faults)}; of the others {len(faults) - len(counted)} have "
         f"dropout, {len(counted)} have not."
     )
-    _write(folder, "triton_kernels", {"kernels": rows}, said, triton_kernels.table(rows))
+    _write(folder, "triton_kernels", {}, rows, said, triton_kernels.table(rows))
     return int(bool(counted))
 
 
@@ -94,14 +94,16 @@ def _floors(folder: Path) -> int:
         "counts as fused. Nothing here was measured."
     )
     text = f"{floors.hardware_table()}\n\n{floors.table(tasks)}"
-    _write(folder, "floors", {"tasks": listed}, said, text)
+    _write(folder, "floors", {}, listed, said, text)
     return 0
 
 
-def _write(folder: Path, name: str, content: dict, said: str, table: str) -> None:
-    about = record()
-    kept = {key: about[key] for key in ("command", "commit", "uncommitted", "packages")}
-    (folder / f"{name}.json").write_text(json.dumps({**kept, **content}, indent=1) + "\n")
+def _write(folder: Path, name: str, about: dict, rows: list[dict], said: str, table: str) -> None:
+    told = record()
+    kept = {key: told[key] for key in ("command", "commit", "uncommitted", "packages")}
+    head = json.dumps({**kept, **about}, indent=1).removesuffix("\n}")
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    (folder / f"{name}.json").write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
     text = f"{said}\n\n{table}\n"
     (folder / f"{name}.md").write_text(text)
     print(text, flush=True)

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import torch
 from gpu.parts import attention, training
-from gpu.parts.assignment import SHAPES
+from gpu.parts.assignment import PROBLEMS, SHAPES
+from gpu.parts.inference import MODELS, SIZE
+from gpu.parts.matching import QUERIES, SETS
 from gpu.setting import Setting
 from gpu.targets import TARGETS
 from matching_workloads import CLASSES, COCO_LIKE
@@ -14,11 +16,6 @@ from detr_fast import build_model
 from detr_fast.models.work import MatrixProduct, Work, count_work
 
 from .hardware import GPUS, Gpu
-
-MODELS = ("detr_resnet50", "detr_resnet101", "detr_resnet50_dc5", "detr_resnet101_dc5")
-SIZE = (800, 1066)
-PROBLEMS = 208
-SETS, QUERIES = 7, 300
 
 
 class Task(NamedTuple):

@@ -154,23 +154,23 @@ def rows(architectures: list[int], dropouts: list[float], dtype: torch.dtype) ->
                         architecture, cost.threads, cost.registers, cost.shared_bytes
                     ),
                 }
-                row |= row.pop("instructions")._asdict() | {"threads": cost.threads}
-                row["faults"] = faults(row)
+                told = row.pop("instructions")._asdict() | {"threads": cost.threads}
+                row |= told | {"faults": faults(cost, architecture)}
                 yield row
 
 
-def faults(row: dict) -> list[str]:
+def faults(cost: Cost, architecture: int) -> list[str]:
     """What is not as it should be with a compiled kernel, a phrase each."""
     wrong = []
-    if row["spilled_bytes"]:
-        wrong.append(f"spills {row['spilled_bytes']} bytes")
-    if row["shared_bytes"] > SHARED_MEMORY[row["arch"]]:
-        wrong.append(f"{row['shared_bytes']} bytes of shared memory do not fit")
-    if row["local"]:
+    if cost.spilled_bytes:
+        wrong.append(f"spills {cost.spilled_bytes} bytes")
+    if cost.shared_bytes > SHARED_MEMORY[architecture]:
+        wrong.append(f"{cost.shared_bytes} bytes of shared memory do not fit")
+    if cost.instructions.local:
         wrong.append("local memory in the PTX")
-    if not row["matrix"] and row["kernel"] != "join":
+    if not cost.instructions.matrix and cost.kernel != "join":
         wrong.append("no matrix instruction")
-    if max((*row["loads"], *row["copies"]), default=0) < WIDE:
+    if cost.instructions.widest() < WIDE:
         wrong.append(f"no load of {WIDE} bytes")
     return wrong
 

@@ -11,11 +11,12 @@ from ..part import OURS, Case, Measurement
 from ..setting import Setting
 from ..timing import captured, seconds_of
 
+PROBLEMS = 208
 SHAPES = ((300, 100), (300, 300), (300, 600))
 
 
 def cases(setting: Setting) -> list[Case]:
-    batch, shrink = setting.size((208, 1), (3, 25))
+    batch, shrink = setting.size((PROBLEMS, 1), (3, 25))
     listed = []
     for shape in SHAPES:
         rows, columns = (side // shrink for side in shape)

@@ -14,9 +14,11 @@ from ..part import OURS, Case, Measurement
 from ..setting import Setting
 from ..timing import captured, seconds_of
 
+SETS, QUERIES = 7, 300
+
 
 def cases(setting: Setting) -> list[Case]:
-    sets, queries, dense = setting.size((7, 300, 100), (2, 20, 10))
+    sets, queries, dense = setting.size((SETS, QUERIES, 100), (2, 20, 10))
     counts = setting.size(COCO_LIKE, COCO_LIKE[:3])
     name = f"set_matching, {sets} sets x {len(counts)} images x {queries} queries"
     listed = []

@@ -5,16 +5,18 @@ full images. The share of matcher and criterion is that of losses and their grad
 to the predictions, timed alone on the predictions of such a step.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import torch
-from matching_workloads import CLASSES, COCO_LIKE
+from matching_workloads import COCO_LIKE
 from matching_workloads import targets as targets_of
-from operations import forward_flops
 from torch import Tensor, nn
+from transformers_detr import transformers_detr
 
 from detr_fast import build_model
 from detr_fast.data.batching import collate
+from detr_fast.inference.benchmark.implementations import model_to_time
+from detr_fast.models.work import count_work
 from detr_fast.training.recipe import Recipe
 from detr_fast.training.state import TrainingState
 from detr_fast.training.step import TrainStep
@@ -23,7 +25,7 @@ from detr_fast.training.trainer import build_criterion
 from ..part import OURS, Case, Measurement
 from ..setting import Setting
 from ..timing import peak_mib, seconds_of
-from ..transformers_models import transformers_model
+from .inference import SIZE
 
 # Forward, and twice as much for the gradients of weights and activations; the frozen first stage
 # needs less.
@@ -32,7 +34,7 @@ NEVER_ENDING = 1000
 
 
 def cases(setting: Setting) -> list[Case]:
-    name, size = "detr_resnet50", setting.size((800, 1066), (64, 64))
+    name, size = "detr_resnet50", setting.size(SIZE, (64, 64))
     listed = []
     for peers in (WHO, COMPILED):
         for images in setting.size((16, 32), (2,)):
@@ -60,9 +62,8 @@ def _batch(setting: Setting, images: int, size: tuple[int, int]):
 
 
 def _model(setting: Setting, name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = build_model(name, num_classes=CLASSES).train()
-    # As the trainer has it.
+    # Its features are of order one, and its memory format is the trainer's.
+    model = model_to_time(name, "none").train()
     return model.to(setting.device, memory_format=torch.channels_last)
 
 
@@ -92,9 +93,16 @@ def _of_a_step(setting: Setting, name: str, images: Tensor, run) -> Measurement:
     return Measurement(
         seconds,
         images=len(images),
-        flops=PASSES * forward_flops(name, tuple(images.shape)),
+        flops=PASSES * _forward_flops(name, tuple(images.shape)),
         peak_mib=peak_mib(run, setting.device),
     )
+
+
+@cache
+def _forward_flops(name: str, shape: tuple[int, ...]) -> int:
+    with torch.device("meta"):
+        model = build_model(name, aux_loss=False).eval()
+    return count_work(model, shape).flops
 
 
 def _share(setting: Setting, name: str, batch) -> Measurement:
@@ -122,9 +130,10 @@ def _share(setting: Setting, name: str, batch) -> Measurement:
 
 
 def _transformers(setting: Setting, name: str, batch) -> Measurement:
-    """The same architecture, batch and optimizer, with its own losses."""
+    """The same model, batch and optimizer, with its own losses, of all layers as ours are."""
     samples, targets = batch()
-    model = transformers_model(name).train().to(setting.device, memory_format=torch.channels_last)
+    model = transformers_detr(_model(setting, name), "sdpa").train()
+    model.config.auxiliary_loss = True
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-4, fused=True
     )
