@@ -35,28 +35,32 @@ def main(arguments: list[str] | None = None) -> int:
         folder = ROOT / f"benchmarks/results/cuda-{torch.version.cuda}-compiled"
     folder.mkdir(parents=True, exist_ok=True)
     asked = SUBCOMMANDS if options.subcommand == "all" else (options.subcommand,)
-    return max(globals()[f"_{name}"](folder) for name in asked)
+    # Before anything runs: it takes minutes, in which the checkout may change.
+    told = record()
+    about = {key: told[key] for key in ("command", "commit", "uncommitted", "packages")}
+    run = {"cuda": _cuda, "triton": _triton, "floors": _floors}
+    return max(run[name](folder, about) for name in asked)
 
 
-def _cuda(folder: Path) -> int:
+def _cuda(folder: Path, about: dict) -> int:
     from . import cuda_kernels
 
-    rows, about = cuda_kernels.rows()
+    rows, compiler = cuda_kernels.rows()
     faults = [row for row in rows if cuda_kernels.faults(row)]
     archs = sorted({row["arch"] for row in rows})
     kernels = {row["kernel"] for row in rows}
     said = (
-        f"{len(kernels)} kernels for {len(archs)} architectures with CUDA {about['toolkit']}, "
+        f"{len(kernels)} kernels for {len(archs)} architectures with CUDA {compiler['toolkit']}, "
         f"without warnings; {len(faults)} of {len(rows)} spill registers or use local memory; "
         f"static shared memory at most {max(row['static_shared_bytes'] for row in rows)} bytes. "
         "Dynamic shared memory is chosen for the card at the launch: occupancy is that of "
         "registers and threads."
     )
-    _write(folder, "cuda_kernels", about, rows, said, cuda_kernels.table(rows))
+    _write(folder, "cuda_kernels", about | compiler, rows, said, cuda_kernels.table(rows))
     return int(bool(faults))
 
 
-def _triton(folder: Path) -> int:
+def _triton(folder: Path, about: dict) -> int:
     from . import triton_kernels
 
     rows: list[dict] = []
@@ -69,11 +73,11 @@ def _triton(folder: Path) -> int:
         f"holds of {len(rows) - len(faults)}; of the others {len(faults) - len(counted)} have "
         f"dropout, {len(counted)} have not."
     )
-    _write(folder, "triton_kernels", {}, rows, said, triton_kernels.table(rows))
+    _write(folder, "triton_kernels", about, rows, said, triton_kernels.table(rows))
     return int(bool(counted))
 
 
-def _floors(folder: Path) -> int:
+def _floors(folder: Path, about: dict) -> int:
     from . import floors
 
     tasks = list(floors.tasks())
@@ -94,14 +98,12 @@ def _floors(folder: Path) -> int:
         "counts as fused. Nothing here was measured."
     )
     text = f"{floors.hardware_table()}\n\n{floors.table(tasks)}"
-    _write(folder, "floors", {}, listed, said, text)
+    _write(folder, "floors", about, listed, said, text)
     return 0
 
 
 def _write(folder: Path, name: str, about: dict, rows: list[dict], said: str, table: str) -> None:
-    told = record()
-    kept = {key: told[key] for key in ("command", "commit", "uncommitted", "packages")}
-    head = json.dumps({**kept, **about}, indent=1).removesuffix("\n}")
+    head = json.dumps(about, indent=1).removesuffix("\n}")
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     (folder / f"{name}.json").write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
     text = f"{said}\n\n{table}\n"

@@ -13,7 +13,8 @@ from ..setting import Setting
 
 def cases(setting: Setting) -> list[Case]:
     listed = [Case(COPY, "torch", partial(_copy, setting))]
-    for dtype in (torch.float16, torch.bfloat16):
+    # A CPU has no instructions for float16, and takes minutes.
+    for dtype in setting.size((torch.float16, torch.bfloat16), (torch.bfloat16,)):
         what = f"{PRODUCT}, {str(dtype).removeprefix('torch.')}"
         listed.append(Case(what, "torch", partial(_product, setting, dtype)))
     return listed
