@@ -63,7 +63,7 @@ def _run(subcommand: str, folder: Path, options: argparse.Namespace) -> bool:
     (folder / f"{subcommand}.json").write_text(json.dumps(result, indent=1) + "\n")
     text = "\n\n".join([_heading(result), steps_table(steps.outcomes), *text]) + "\n"
     (folder / f"{subcommand}.md").write_text(text)
-    print(f"\n{text}")
+    print(f"\n{text}", end="")
     return passed
 
 

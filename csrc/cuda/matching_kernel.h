@@ -134,7 +134,11 @@ __global__ void __launch_bounds__(kMatchingThreads)
   const int image = batch.first_image + place;
   const int first = targets.first[place], room = targets.first[place + 1] - first;
   int count = targets.count[place];
-  if (batch.counts) count = size_within(batch.counts[image], room);
+  if (batch.counts) {
+    // As size_within has it, with which the compiler for 10.0 spills two registers.
+    const int64_t given = batch.counts[image];
+    count = given < 0 ? 0 : given < room ? static_cast<int>(given) : room;
+  }
   if (batch.problems && tile == 0) {
     for (int group = threadIdx.x; group < batch.groups; group += blockDim.x) {
       const int problem = (set * batch.groups + group) * batch.images + place;

@@ -6,7 +6,7 @@ rows of keys than the grid; operations are counted for valid keys alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -137,18 +137,17 @@ def _ours(setting: Setting, workload: Workload) -> Attention:
     return lambda q, k, v: operation.attention(q, k, v, extents, workload.grid)
 
 
-def _run_kernels_on_cpu() -> None:
-    """Makes Triton's interpreter the operation's kernel for tensors of a CPU."""
+@cache
+def _run_kernels_on_cpu() -> torch.library.Library:
+    """Makes Triton's interpreter the operation's kernel for tensors of a CPU, from now on."""
     from detr_fast.kernels import attention as kernels
 
-    if "cpu" in operation._KERNEL_DEVICES:
-        return
     library = torch.library.Library("detr_fast", "IMPL")
     library.impl("attention", kernels.attention, "CPU")
     library.impl("attention_backward", kernels.attention_backward, "CPU")
     operation._KERNEL_DEVICES = frozenset({"cpu"})
-    # For as long as the operation is there.
-    operation._interpreted = library
+    # Whose kernels are there as long as it is, and it is as long as it is cached.
+    return library
 
 
 def _sdpa(setting: Setting, workload: Workload, backend: SDPBackend) -> Attention:

@@ -55,8 +55,9 @@ def cases(setting: Setting) -> list[Case]:
             listed.append(Case(what, OURS, partial(_mixed, setting, name, images, exact)))
     listed += _rows(setting, models[0], f"{models[0]}, zoo protocol", ZOO_PROTOCOL)
     # What compiles for long comes last.
+    name = setting.size(models[0], "detr_tiny")
     for batch in setting.size((1, 32), (1,)):
-        listed += _rows(setting, models[0], f"{models[0]}, {batch} x {size}", batch, compiled=True)
+        listed += _rows(setting, name, f"{name}, {batch} x {size}", batch, compiled=True)
     return listed
 
 
@@ -106,7 +107,7 @@ def _figures(
 def _benchmark(setting: Setting, name: str, batch: int, compiled: bool) -> dict:
     """The benchmark's record of a model on one workload."""
     precisions = [_precision(setting)]
-    made = makers(precisions, setting.size("max-autotune", "none") if compiled else "none")
+    made = makers(precisions, setting.size("max-autotune", "default") if compiled else "none")
     if compiled:
         made = {who: make for who, make in made.items() if who.startswith(("eager", "compiled"))}
     else:
