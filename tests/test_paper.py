@@ -88,6 +88,7 @@ def test_cuda_kernels_compile_without_warnings_or_spills():
         assert row["threads"] > 0
 
 
+@pytest.mark.slow
 def test_floors_have_every_target_that_counts_time():
     from gpu.targets import TARGETS
     from paper import floors

@@ -1,8 +1,9 @@
 """The block sizes of the attention kernels: one plain table, without Triton.
 
 `python benchmarks/paper triton` compiles every entry and reports its registers, spills and shared
-memory; `benchmarks/tune_attention.py` measures candidates where there is a GPU. Without dropout none spills; with dropout,
-whose random bits are drawn beside the scores, some of head size 64 and 128 and of 32 bits do.
+memory; `benchmarks/tune_attention.py` measures candidates where there is a GPU. Without dropout
+none spills; with dropout, whose random bits are drawn beside the scores, some of head size 64 and
+128 and of 32 bits do.
 """
 
 from typing import NamedTuple
