@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("gpu", reason="the folder benchmarks is not beside that of the tests")
 
-from gpu import bench, cli, part, report, small_kernels, steps, targets
+from gpu import bench, cli, part, record, report, small_kernels, steps, targets
 from gpu.part import OURS, Case, Measurement
 from gpu.setting import Setting
 
@@ -207,7 +207,32 @@ def test_on_a_gpu_the_extension_is_built_with_its_kernels_and_looked_at(tmp_path
     command, environ = made.commands["build"]
     assert command.endswith("setup.py build_ext --inplace")
     assert environ == {"DETR_FAST_CUDA": "1"}
-    assert made.commands["environment"][0].endswith(" cuda")
+    assert made.commands["environment"][0].endswith("environment --device cuda")
+
+
+def test_what_a_gpu_lacks_is_told():
+    operation = {"name": "attention", "cuda": "Triton kernel", "cuda_slow": None}
+    build = {"available": True, "reason": None, "cuda_kernels": True}
+    about = {"gpus": [{"name": "one"}], "build": build, "operations": [operation]}
+    assert record.shortcomings(about, "cuda") == []
+    lacking = {
+        "gpus": [],
+        "build": {"available": True, "cuda_kernels": False, "cuda_reason": "no toolkit"},
+        "operations": [{"name": "attention", "cuda": "torch kernel", "cuda_slow": "no Triton"}],
+    }
+    assert record.shortcomings(lacking, "cpu") == []
+    assert record.shortcomings(lacking, "cuda") == [
+        "There is no GPU.",
+        "The extension has no CUDA kernels: no toolkit.",
+        "attention has no Triton kernel: no Triton.",
+    ]
+    broken = about | {"build": {"available": False, "reason": "It could not be loaded."}}
+    assert record.shortcomings(broken, "cuda") == ["It could not be loaded."]
+
+
+def test_what_is_there_is_told(capsys):
+    assert cli.main(["environment", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["operations"]
 
 
 def test_on_a_gpu_every_test_of_a_kernel_is_run_and_its_want_is_a_failure(tmp_path):

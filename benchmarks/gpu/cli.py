@@ -18,9 +18,11 @@ import argparse
 import json
 from pathlib import Path
 
+from detr_fast._environment import environment
+
 from . import steps as steps_of
 from .bench import SHARES, bench, run_part_process
-from .record import record
+from .record import record, shortcomings
 from .report import add_comparison, measurements_table, rows_passed, steps_table, summary
 from .steps import PASSED, PROGRAMS, Steps
 
@@ -32,6 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.subcommand == "part":
         run_part_process(options.name, options.device, options.seconds, options.file)
         return 0
+    if options.subcommand == "environment":
+        about = environment()
+        print(json.dumps(about, indent=1))
+        missing = shortcomings(about, options.device)
+        print(*missing, sep="\n")
+        return int(bool(missing))
     if options.subcommand == "small":
         from .small_kernels import main as run_small
 
@@ -84,14 +92,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subcommands = parser.add_subparsers(dest="subcommand", required=True)
-    for name in (*SUBCOMMANDS, "all", "part", "small"):
-        # The last two are the processes that the others start.
+    for name in (*SUBCOMMANDS, "all", "environment", "part", "small"):
+        # The last three are the processes that the others start.
         sub = subcommands.add_parser(name)
         sub.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
         if name == "part":
             sub.add_argument("name", choices=list(SHARES))
             sub.add_argument("--seconds", type=float, required=True)
             sub.add_argument("--file", type=Path, required=True)
+            continue
+        if name == "environment":
             continue
         if name == "small":
             sub.add_argument("--kernels", choices=PROGRAMS, required=True)

@@ -25,3 +25,25 @@ def record(commit: str | None = None) -> dict:
         "environment": about,
         "packages": versions(*PACKAGES),
     }
+
+
+def shortcomings(about: dict, device: str) -> list[str]:
+    """What is missing of what is to be proved on a device, a sentence each.
+
+    Args:
+        about: as `environment` tells it.
+        device: "cuda" or "cpu", on which nothing is needed.
+    """
+    if device == "cpu":
+        return []
+    build = about["build"]
+    found = [] if about["gpus"] else ["There is no GPU."]
+    if not build["available"]:
+        found.append(build["reason"])
+    elif not build.get("cuda_kernels"):
+        found.append(f"The extension has no CUDA kernels: {build.get('cuda_reason')}.")
+    return found + [
+        f"{operation['name']} has no Triton kernel: {operation['cuda_slow']}."
+        for operation in about["operations"]
+        if operation["cuda"] == "torch kernel"
+    ]

@@ -18,23 +18,6 @@ ATTENTION_TESTS = "tests/test_attention_kernels.py"
 # The checkout, before whatever else was asked for.
 _PATHS = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 _ENVIRON = {"PYTHONPATH": os.pathsep.join(_PATHS), "PYTHONUNBUFFERED": "1"}
-_ENVIRONMENT = """
-import json, sys, detr_fast, torch
-from detr_fast._environment import environment
-told = environment()
-print(json.dumps(told, indent=1))
-wrong = []
-if not told["build"]["available"]:
-    wrong.append(told["build"]["reason"])
-if sys.argv[1] == "cuda":
-    if not torch.cuda.is_available():
-        wrong.append("torch.cuda.is_available() is False: there is no GPU")
-    if not told["build"].get("cuda_kernels"):
-        wrong.append("the extension has no CUDA kernels: " + str(told["build"].get("cuda_reason")))
-    if any(o["cuda_slow"] == "Triton is not installed" for o in told["operations"]):
-        wrong.append("Triton is not installed")
-sys.exit("\\n".join(wrong))
-"""
 
 
 class Steps:
@@ -90,8 +73,9 @@ class Steps:
 
 
 def environment(steps: Steps) -> bool:
-    """Whether the kernels that this device needs are there; their state is in the log."""
-    return steps.run("environment", [sys.executable, "-c", _ENVIRONMENT, steps.device])
+    """Whether the device and its kernels are there; what is, is in the log."""
+    command = [sys.executable, "benchmarks/gpu", "environment", "--device", steps.device]
+    return steps.run("environment", command)
 
 
 def build(steps: Steps) -> None:
