@@ -267,9 +267,7 @@ def _check_entry(compiled, key, **options):
     for launch in compiled.entry_launches(key, **options):
         cost = compiled.compile_launch(launch, key[0])
         kernels.add(cost.kernel)
-        # Random bits take as many registers as the scores; dropout is for training alone.
-        allowed = ("spills",) if options.get("dropout") else ()
-        assert not [f for f in compiled.faults(cost, key[0]) if not f.startswith(allowed)], cost
+        assert not compiled.faults(cost, key[0]), cost
     assert kernels >= {"forward", "query_gradient", "key_gradient"}
 
 

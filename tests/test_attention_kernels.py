@@ -134,7 +134,8 @@ def test_head_sizes(head_size, dtype):
 @pytest.mark.parametrize("extents", [None, ((9, 15), (4, 15)), ((0, 0), (9, 4))])
 def test_split_keys(extents):
     arguments, grad = problem(9, (9, 15), 16, extents)
-    launches, _ = kernels.forward_launches(kernels._blocks(arguments[0]), *arguments, 0.0, None)
+    entry = kernels._blocks(arguments[0], 0.0)
+    launches, _ = kernels.forward_launches(entry, *arguments, 0.0, None)
     assert [launch.kernel.__name__ for launch in launches] == ["forward", "join"]
     check(arguments, grad)
 

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from detr_fast.kernels import attention as launches_of
-from detr_fast.kernels.attention_blocks import SHARED_MEMORY, TABLE
+from detr_fast.kernels.attention_blocks import SHARED_MEMORY, TABLE, entry_of
 
 from . import ptx
 from .occupancy import occupancy
@@ -70,9 +70,10 @@ def entry_launches(
     arguments = problem(dtype or DTYPES[bits], *(size or _SIZES[amount]), head_size)
     seed = torch.empty(1, dtype=torch.int64, device="meta") if dropout else None
     arguments = (*arguments, dropout, seed)
-    launches, results = launches_of.forward_launches(TABLE[key], *arguments)
+    entry = entry_of(key, dropout > 0)
+    launches, results = launches_of.forward_launches(entry, *arguments)
     yield from launches
-    launches, _ = launches_of.backward_launches(TABLE[key], results[0], *arguments, *results)
+    launches, _ = launches_of.backward_launches(entry, results[0], *arguments, *results)
     yield from launches
 
 
