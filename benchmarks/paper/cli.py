@@ -67,9 +67,9 @@ def _triton(folder: Path, about: dict) -> int:
         rows += triton_kernels.rows([80, 90], [0.0, 0.1], dtype)
     faults = [row for row in rows if row["faults"]]
     said = (
-        f"{len(rows)} compiled kernels of Triton {triton_kernels.triton.__version__}: without spills "
-        "and local memory, with 16-byte loads and, where there are products, matrix instructions "
-        f"in {len(rows) - len(faults)} of them."
+        f"{len(rows)} compiled kernels of Triton {triton_kernels.triton.__version__}, of which "
+        f"{len(rows) - len(faults)} spill nothing, use no local memory, load 16 bytes at a time "
+        "and, where there are products, have matrix instructions."
     )
     _write(folder, "triton_kernels", about, rows, said, triton_kernels.table(rows))
     return int(bool(faults))
