@@ -3,17 +3,14 @@
 What can be shown without a GPU is in tests/native/test_cuda_kernels.py.
 """
 
-import contextlib
-import os
-
 import numpy as np
 import pytest
 import torch
+from device_checks import captured, no_waiting, require_kernel
 from problems import KINDS, assert_optimal, problem
 from test_criterion import gradients, leaves, make_criterion, random_outputs, random_targets
 from test_matching_cost import WEIGHTS, arguments
 
-from detr_fast.ops._library import implementation
 from detr_fast.ops.assignment import linear_assignment
 from detr_fast.ops.matching_cost import matching_cost
 from detr_fast.ops.set_matching import set_matching
@@ -28,23 +25,7 @@ BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 @pytest.fixture(autouse=True)
 def _kernels():
-    if implementation("set_matching", "cuda") == "CUDA kernel":
-        return
-    told = "this installation has no CUDA kernels: `detr-fast env` says why"
-    if os.environ.get("DETR_FAST_REQUIRE_GPU") == "1":
-        pytest.fail(told)
-    pytest.skip(told)
-
-
-@contextlib.contextmanager
-def no_waiting():
-    """Raises where torch waits for the GPU."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    require_kernel("set_matching")
 
 
 def on_gpu(values, device="cuda"):
@@ -358,20 +339,6 @@ def step(criterion, outputs, targets):
     losses = criterion(outputs, targets)
     criterion.total(losses).backward()
     return losses
-
-
-def captured(run):
-    """A graph of `run` and what it returned while it was captured; warmed up before."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    return graph, result
 
 
 def test_a_graph_matches_other_predictions_and_targets():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from device_checks import captured, no_waiting, require_kernel
 from torch import Tensor
 
 from detr_fast.ops.zero_outside import zero_outside, zero_outside_
@@ -12,8 +13,8 @@ LAYOUTS = ("contiguous", "channels_last", "strided")
 EXTENTS = ((5, 7), (3, 7), (5, 2), (0, 0), (1, 1), (9, 99))
 
 
-def features(layout: str = "contiguous", dtype=torch.float32) -> Tensor:
-    x = torch.randn(len(EXTENTS), 3, 5, 7).to(dtype)
+def features(layout: str = "contiguous", dtype=torch.float32, device="cpu") -> Tensor:
+    x = torch.randn(len(EXTENTS), 3, 5, 7).to(device, dtype)
     if layout == "channels_last":
         return x.to(memory_format=torch.channels_last)
     return x.repeat_interleave(2, 3)[..., ::2] if layout == "strided" else x
@@ -110,3 +111,50 @@ def test_wrong_arguments_are_explained(operation):
     ):
         with pytest.raises(error, match=message):
             operation(*arguments)
+
+
+# --- on a GPU: what tests/native cannot show ------------------------------------------------------
+
+
+@pytest.fixture
+def cuda_kernel():
+    require_kernel("zero_outside_")
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("cuda_kernel")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernel_zeros_beyond_the_extents_and_nothing_else(dtype, layout):
+    x, extents = features(layout, dtype, "cuda"), torch.tensor(EXTENTS)
+    x[:, 0] = torch.nan
+    before = x.cpu()
+    found = zero_outside(x, extents.cuda()).cpu()
+    assert torch.equal(x.isnan().cpu(), before.isnan())
+    zero_outside_(x, extents.cuda())
+    for result in (found, x.cpu()):
+        torch.testing.assert_close(result, expected(before), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("cuda_kernel")
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_kernel_on_maps_of_a_network(layout):
+    x = torch.randn(4, 256, 61, 83)
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    extents = torch.tensor([[61, 83], [60, 83], [61, 21], [7, 9]])
+    assert torch.equal(zero_outside(x.cuda(), extents.cuda()).cpu(), zero_outside(x, extents))
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("cuda_kernel")
+def test_kernel_follows_the_extents_in_a_graph_and_does_not_wait():
+    x, extents = features("channels_last").cuda(), torch.tensor(EXTENTS).cuda()
+    with no_waiting():
+        zero_outside_(x, extents)
+    graph, out = captured(lambda: zero_outside(x, extents))
+    x.copy_(features())
+    extents.copy_(extents.flip(0))
+    graph.replay()
+    assert torch.equal(out.cpu(), zero_outside(x.cpu(), extents.cpu()))

@@ -48,10 +48,6 @@ __device__ void for_each_entry(int rows, int columns, const Visit& visit) {
   }
 }
 
-__device__ inline int size_within(int64_t size, int limit) {
-  return size < 0 ? 0 : size < limit ? static_cast<int>(size) : limit;
-}
-
 template <class Cost>
 __device__ AssignmentProblem<Cost> problem_of(const AssignmentBatch<Cost>& batch, int64_t index) {
   if (batch.problems) return batch.problems[index];

@@ -135,6 +135,7 @@ __global__ void __launch_bounds__(kMatchingThreads)
   const int first = targets.first[place], room = targets.first[place + 1] - first;
   int count = targets.count[place];
   if (batch.counts) {
+    // As size_within has it, with which the compiler for 10.0 spills two registers.
     const int64_t given = batch.counts[image];
     count = given < 0 ? 0 : given < room ? static_cast<int>(given) : room;
   }

@@ -8,7 +8,7 @@ from torch import Tensor
 from triton import cdiv
 
 from .attention_backward import key_gradient, query_gradient
-from .attention_blocks import TABLE, Blocks, Entry, splits, table_key
+from .attention_blocks import Blocks, Entry, entry_of, splits, table_key
 from .attention_forward import forward, join
 
 
@@ -38,7 +38,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """See `reference.attention.attention`, whose arguments and results these are."""
     arguments = (query, key, value, extents, columns, dropout, seed)
-    launches, results = forward_launches(_blocks(query), *arguments)
+    launches, results = forward_launches(_blocks(query, dropout), *arguments)
     _run(query, launches)
     return results
 
@@ -57,7 +57,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.attention.attention_backward`."""
     arguments = (query, key, value, extents, columns, dropout, seed)
-    launches, results = backward_launches(_blocks(query), grad, *arguments, out, logsumexp)
+    entry = _blocks(query, dropout)
+    launches, results = backward_launches(entry, grad, *arguments, out, logsumexp)
     _run(query, launches)
     return results
 
@@ -97,9 +98,10 @@ def forward_launches(
         # Shares are made of whole tiles.
         "split_keys": cdiv(cdiv(key.shape[2], shares), blocks.keys) * blocks.keys,
     }
-    launches = [Launch(forward, (tiles, shares), arguments, *_warps_stages(blocks, dropout))]
+    launches = [Launch(forward, (tiles, shares), arguments, blocks.warps, blocks.stages)]
     if shares > 1:
-        rows = 16
+        # 16 bytes of float32 for each thread, at least.
+        rows = max(16, 512 // _padded(head_size))
         arguments = {
             "partial_out": target,
             "partial_logsumexp": sums,
@@ -155,7 +157,8 @@ def backward_launches(
             "grad_query": gradients[0],
             **_strides("d", gradients[0]),
         },
-        *_warps_stages(blocks, dropout),
+        blocks.warps,
+        blocks.stages,
     )
     blocks = entry.key_gradient
     over_queries = Launch(
@@ -168,7 +171,8 @@ def backward_launches(
             "grad_value": gradients[2],
             **_strides("d", gradients[1]),
         },
-        *_warps_stages(blocks, dropout),
+        blocks.warps,
+        blocks.stages,
     )
     return [over_keys, over_queries], gradients
 
@@ -216,11 +220,6 @@ def _tile(query: Tensor, blocks: Blocks, dropout: float) -> dict:
     }
 
 
-def _warps_stages(blocks: Blocks, dropout: float) -> tuple[int, int]:
-    # The random bits take as many registers as the scores, which up to 8 warps have more of.
-    return max(blocks.warps, 8 if dropout > 0 else 0), blocks.stages
-
-
 def _strides(letter: str, x: Tensor) -> dict:
     return {f"stride_{letter}{axis}": x.stride(i) for i, axis in enumerate("bhl")}
 
@@ -240,11 +239,11 @@ def _padded(head_size: int) -> int:
     return table_key(80, 2, 1, head_size)[-1]
 
 
-def _blocks(query: Tensor) -> Entry:
+def _blocks(query: Tensor, dropout: float) -> Entry:
     # Tensors of a CPU come here under Triton's interpreter, to which blocks are all the same.
     major, minor = torch.cuda.get_device_capability(query.device) if query.is_cuda else (8, 0)
     key = table_key(10 * major + minor, query.element_size(), query.shape[2], query.shape[3])
-    return TABLE[key]
+    return entry_of(key, dropout > 0)
 
 
 def _run(query: Tensor, launches: list[Launch]) -> None:

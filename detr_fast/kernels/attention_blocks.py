@@ -1,8 +1,7 @@
 """The block sizes of the attention kernels: one plain table, without Triton.
 
-`benchmarks/tune_attention.py` compiles every entry, reports its registers, spills and shared
-memory, and measures candidates where there is a GPU. Without dropout none spills; with dropout,
-whose random bits are drawn beside the scores, some of head size 64 and 128 and of 32 bits do.
+`python benchmarks/paper triton` compiles every entry and reports its registers, spills and shared
+memory; `benchmarks/tune_attention.py` measures candidates where there is a GPU. None spills.
 """
 
 from typing import NamedTuple
@@ -69,6 +68,21 @@ _ROWS = {
     (90, 32, "few", 128): ((16, 32, 4, 2), (16, 32, 4, 1), (32, 16, 4, 1)),
 }
 TABLE = {key: Entry(*(Blocks(*blocks) for blocks in row)) for key, row in _ROWS.items()}
+# With dropout random bits take as many registers as the scores. Up to 8 warps have more of them;
+# where even these would spill tiles are smaller.
+_WITH_DROPOUT = {
+    (80, 16, "many", 16): {"key_gradient": Blocks(64, 64, 4, 3)},
+    (80, 16, "many", 64): {"key_gradient": Blocks(64, 32, 4, 2)},
+    (80, 32, "many", 32): {"key_gradient": Blocks(64, 16, 8, 2)},
+    (80, 32, "few", 32): {"key_gradient": Blocks(64, 16, 8, 2)},
+    (90, 16, "many", 64): {"key_gradient": Blocks(64, 32, 4, 3)},
+    (90, 16, "many", 128): {
+        "query_gradient": Blocks(128, 32, 8, 2),
+        "key_gradient": Blocks(128, 32, 8, 2),
+    },
+    (90, 16, "few", 64): {"key_gradient": Blocks(64, 32, 4, 3)},
+    (90, 32, "few", 32): {"key_gradient": Blocks(64, 16, 8, 2)},
+}
 
 
 def table_key(architecture: int, element_size: int, queries: int, head_size: int) -> tuple:
@@ -84,6 +98,17 @@ def table_key(architecture: int, element_size: int, queries: int, head_size: int
     amount = "few" if queries <= FEW_QUERIES else "many"
     rounded = next(size for size in HEAD_SIZES if size >= head_size)
     return known, 8 * element_size, amount, rounded
+
+
+def entry_of(key: tuple, dropout: bool) -> Entry:
+    """The blocks of the problems of a key of `TABLE`."""
+    entry = TABLE[key]
+    # Tiles of few queries of head size 16 are too small for more warps: a thread would load less
+    # than 16 bytes.
+    if not dropout or key[2:] == ("few", 16):
+        return entry
+    wider = Entry(*(blocks._replace(warps=max(blocks.warps, 8)) for blocks in entry))
+    return wider._replace(**_WITH_DROPOUT.get(key, {}))
 
 
 def splits(queries: int, keys: int) -> int:

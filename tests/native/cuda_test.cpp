@@ -1,6 +1,6 @@
 // Runs the kernels of csrc/cuda on the host (see cuda_on_host/) and compares them with the solver on
-// one lane and with the CPU kernels: every index and every bit of a cost. The exit status is 0 if all
-// is well.
+// one lane and with the CPU kernels: every index, every bit of a cost, every byte that is cleared. The
+// exit status is 0 if all is well.
 
 #include <cuda_runtime_api.h>
 
@@ -16,6 +16,7 @@
 #include "cpu/kernels.h"
 #include "cuda/assign_kernel.h"
 #include "cuda/matching_kernel.h"
+#include "cuda/zero_outside_kernel.h"
 
 namespace detr_fast {
 __align__(16) char block_memory[cuda_on_host::kMostSharedBytes];
@@ -350,6 +351,47 @@ void check_matching(const Case& c, const Card& card) {
   }
 }
 
+// All bytes around the maps, too, must be as they were.
+void check_clearing(int channels, int height, int width, int entry, bool last, int skipped,
+                    unsigned workers) {
+  const std::vector<int64_t> extents{height, width, height / 2, width,     height, width / 2, 0, 5,
+                                     1,      1,     height + 9, width + 9, -3,     4};
+  const auto images = static_cast<unsigned>(extents.size() / 2);
+  const int64_t image_bytes = int64_t{entry} * channels * height * width;
+  // An address like that of a tensor that begins within another.
+  constexpr int kAround = 64;
+  std::vector<uint4> memory((images * image_bytes + 2 * kAround) / sizeof(uint4) + 1);
+  char* bytes = reinterpret_cast<char*>(memory.data());
+  std::memset(bytes, 0x5a, memory.size() * sizeof(uint4));
+  std::vector<char> expected(bytes, bytes + memory.size() * sizeof(uint4));
+  const int64_t start = kAround + skipped * entry;
+  for (unsigned b = 0; b < images; ++b) {
+    for (int64_t k = 0; k < image_bytes; ++k) {
+      const int64_t number = k / entry;
+      const int64_t pixel = last ? number / channels : number % (height * width);
+      const bool inside = pixel / width < extents[2 * b] && pixel % width < extents[2 * b + 1];
+      if (!inside) expected[start + b * image_bytes + k] = 0;
+    }
+  }
+  const PaddedGrid grid{bytes + start, extents.data(), images,
+                        static_cast<unsigned>(last ? 1 : channels), height, width,
+                        last ? channels * entry : entry};
+  cuda_on_host::launch(images * workers, kClearingThreads, [&] { clear_padding(grid, workers); },
+                       random_bits);
+  expect(std::equal(expected.begin(), expected.end(), bytes), "cleared bytes at entry size", entry);
+}
+
+void check_clearings() {
+  for (int entry : {2, 4, 8}) {
+    for (bool last : {false, true}) {
+      for (int skipped : {0, 1, 3}) check_clearing(5, 9, 13, entry, last, skipped, 2);
+    }
+  }
+  // Runs of more than a piece, to the right and below.
+  check_clearing(300, 3, 40, 2, true, 1, 3);
+  check_clearing(1, 70, 90, 2, false, 0, 1);
+}
+
 void check_assignments() {
   for (int k = 0; k < 60; ++k) {
     const Card& card = kCards[k % 3];
@@ -390,6 +432,7 @@ void check_matchings() {
 int main() {
   check_assignments();
   check_matchings();
+  check_clearings();
   std::printf("%d wrong\n", wrong);
   return wrong == 0 ? 0 : 1;
 }

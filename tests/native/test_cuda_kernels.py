@@ -1,7 +1,8 @@
 """The kernels of csrc/cuda, run on the host by fibers (see cuda_on_host/): no GPU, no toolkit.
 
 They are compared with the solver on one lane and with the CPU kernels: every index, every bit of a
-cost. What this cannot show is named in tests/test_cuda.py, which needs a GPU.
+cost, every byte that is cleared. What this cannot show is named in tests/test_cuda.py, which needs
+a GPU.
 """
 
 import re

@@ -24,6 +24,10 @@
 
 using cudaStream_t = void*;
 
+struct __align__(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 namespace detr_fast {
 extern char block_memory[];
 }
