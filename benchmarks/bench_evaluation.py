@@ -166,7 +166,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = build_model(args.model, exact_batches=True).eval().to(args.device)
-    engine = Engine(model, args.precision)
+    engine = Engine(model, args.precision, short_side=args.short_side)
     seconds: dict[str, list[float]] = {"files": [], "buckets": []}
     with tempfile.TemporaryDirectory() as folder:
         transform = val_transform(args.short_side, longest)
