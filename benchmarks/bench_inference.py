@@ -15,7 +15,7 @@ from transformers_detr import transformers_detr
 
 from detr_fast.cli import bench
 from detr_fast.cli.parser import Parser
-from detr_fast.inference.benchmark.implementations import Implementation, Maker
+from detr_fast.inference.benchmark.implementations import Implementation, Maker, Stages
 from detr_fast.inference.engine import PRECISIONS
 from detr_fast.models.detr import DETR
 
@@ -32,7 +32,7 @@ def transformers(model: DETR, precision: str) -> Implementation:
 
     inside = theirs.model
     ends = {"backbone": inside.backbone, "encoder": inside.encoder, "decoder": inside.decoder}
-    return Implementation(precision, run, ends)
+    return Implementation(precision, run, Stages(run, ends))
 
 
 def peers(precisions: Sequence[str]) -> dict[str, Maker]:

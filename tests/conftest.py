@@ -23,6 +23,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def fp16_on_a_cpu(monkeypatch):
+    """Lets an engine compute in fp16 on a CPU, slowly, as few CPUs have instructions for it."""
+    from detr_fast.inference import engine
+
+    monkeypatch.setattr(engine, "check_precision", lambda *_: None)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -1,5 +1,8 @@
 """The engine: the model's own predictions, whatever the precision, the batch and the options."""
 
+import copy
+import pickle
+
 import pytest
 import tolerances
 import torch
@@ -11,6 +14,7 @@ from detr_fast.data.batching import nested_tensor_from_images
 from detr_fast.inference import engine as engine_module
 from detr_fast.inference.convolution import FusedConvolution, folded
 from detr_fast.inference.engine import Engine
+from detr_fast.inference.verify import compare
 
 MODELS = {
     "R50": ("detr_resnet50", {}),
@@ -58,9 +62,18 @@ def test_float32_is_the_model(model, exact):
 
 @pytest.mark.filterwarnings("ignore:this CPU has no instructions for bf16")
 def test_bf16_is_near_the_model(model):
-    logits, boxes = differences(model, Engine(model, "bf16"), images(*MIXED))
-    assert logits <= tolerances.ENGINE_LOGITS_BF16
-    assert boxes <= tolerances.ENGINE_BOXES_BF16
+    assert compare(model, Engine(model, "bf16"), [images(*MIXED)]).faults("bf16") == []
+
+
+def test_fp16_is_near_the_model(fp16_on_a_cpu):
+    model = model_with_statistics("detr_tiny")
+    assert compare(model, Engine(model, "fp16"), [images(*MIXED)]).faults("fp16") == []
+
+
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bf16")
+def test_bf16_is_not_within_the_limits_of_fp16():
+    model = model_with_statistics("detr_tiny")
+    assert compare(model, Engine(model, "bf16"), [images(*MIXED)]).faults("fp16") != []
 
 
 @pytest.mark.filterwarnings("ignore:this CPU has no instructions for bf16")
@@ -120,6 +133,29 @@ def test_position_tables_of_many_sizes_are_not_all_kept(monkeypatch):
     assert list(engine._tables) == [(12, 8), (8, 8)]
 
 
+def test_nothing_of_an_engine_that_moves_stays_behind(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    engine = Engine(model_with_statistics("detr_tiny"))
+    (image,) = images(MIXED[0])
+    expected = engine([image])
+    assert {table.device.type for table in engine.tables(MIXED[0])} == {"cpu"}
+    engine.to("meta")
+    assert {table.device.type for table in engine.tables(MIXED[0])} == {"meta"}
+    found = engine([image.to("meta")])
+    assert {key: (value.device.type, value.shape) for key, value in found.items()} == {
+        key: ("meta", value.shape) for key, value in expected.items()
+    }
+
+
+def test_a_copied_engine_is_the_same():
+    engine = Engine(model_with_statistics("detr_tiny"))
+    (image,) = images(MIXED[0])
+    expected = engine([image])
+    for copied in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        found = copied([image])
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def test_folding_keeps_float64():
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False).double()
@@ -151,6 +187,15 @@ def test_fused_convolution(onednn, relu, summand, monkeypatch):
         actual = FusedConvolution(conv, norm, relu, torch.float32)(x, other)
     torch.testing.assert_close(actual, expected)
     assert other is None or torch.equal(other, before)
+
+
+def test_a_convolution_that_moves_forgets_its_packed_weights():
+    conv = nn.Conv2d(3, 5, 3, bias=False)
+    fused = FusedConvolution(conv, nn.BatchNorm2d(5).eval(), True, torch.float32)
+    x = torch.randn(2, 3, 9, 8).to(memory_format=torch.channels_last)
+    before = fused(x)
+    fused._apply(lambda tensor: 2 * tensor)
+    torch.testing.assert_close(fused(x), 2 * before)
 
 
 def test_what_cannot_be_made_fast_is_explained(monkeypatch):

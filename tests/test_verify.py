@@ -85,6 +85,21 @@ def test_what_is_not_a_number_never_holds():
     assert parity.faults("bf16")
 
 
+def test_relative_errors_are_over_all_images():
+    moved = Fixed((0, 0.9, (0.5, 0.5, 0.25, 0.2)))
+    changed = 0.05**2 / (0.5**2 + 0.5**2 + 0.2**2 + 0.2**2)
+    assert compare(Fixed(ONE), moved, [BATCH]).boxes_error == pytest.approx(changed**0.5)
+    half_right = iter((ONE, moved))
+
+    class Sometimes(nn.Module):
+        def forward(self, batch) -> dict:
+            return (Fixed(ONE) if next(half_right) is ONE else moved)(batch)
+
+    parity = compare(Fixed(ONE), Sometimes(), [BATCH, BATCH])
+    assert parity.boxes_error == pytest.approx((changed / 2) ** 0.5)
+    assert parity.logits_error == 0
+
+
 def test_faults_are_named_with_their_numbers():
     assert Parity(100, 1e-5, 1e-6, 0, 100).faults("fp32") == []
     assert Parity(100, 1e-3, 1e-6, 0, 100).faults("fp32") == [
@@ -94,6 +109,18 @@ def test_faults_are_named_with_their_numbers():
     assert Parity(100, 0.1, 0.01, 0, 98).faults("fp16") == [
         "the objects agree in 98 of 100 images, fewer than 99%"
     ]
+    off = Parity(100, 9, 1, 0, 100, logits_error=0.03, boxes_error=0.005)
+    assert off.faults("bf16") == []
+    assert off.faults("fp16") == [
+        "the relative error of logits is 3.0e-02, more than 4e-03",
+        "the relative error of boxes is 5.0e-03, more than 4e-03",
+    ]
+
+
+def test_a_precision_that_does_not_hold_is_refused_with_the_numbers():
+    Parity(100, 1e-5, 1e-6, 0, 100).require("fp32")
+    with pytest.raises(ValueError, match=r"^fp32 does not hold: logits differ by 1\.0e-03"):
+        Parity(100, 1e-3, 1e-6, 0, 100).require("fp32")
 
 
 def test_the_command_says_what_holds(capsys):
@@ -154,18 +181,31 @@ def test_detector_without_an_engine_or_an_image_to_verify():
         detector.verify([], precision="fp32")
 
 
-def test_average_precision_of_the_shipped_weights_holds_in_bf16():
+def assert_the_shipped_weights_hold(precision: str, pictures: int):
+    """The same AP, and the same objects in 99 of 100 pictures that no training has seen."""
     model = build_model("detr_tiny", pretrained=True).eval()
-    shapes = ShapesDataset(150, seed=5, transform=val_transform(None, None))
+    engine = Engine(model, precision)
+    shapes = ShapesDataset(pictures, seed=5, transform=val_transform(None, None))
 
     def average_precision(network: nn.Module) -> float:
         evaluator = CocoEvaluator(shapes.ground_truth(), shapes.label_map)
         return evaluate(network, build_loader(shapes, 16), evaluator)["AP"]
 
     expected = average_precision(model)
-    for precision in ("fp32", "bf16"):
-        actual = average_precision(Engine(model, precision))
-        assert actual == pytest.approx(expected, abs=tolerances.ENGINE_AP)
+    assert average_precision(engine) == pytest.approx(expected, abs=tolerances.ENGINE_AP)
+    batches = (batch.tensors for batch, _ in build_loader(shapes, 16))
+    parity = compare(model, engine, batches, threshold=0.7)
+    assert (parity.images, parity.faults(precision)) == (pictures, [])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_shipped_weights_hold(precision):
+    assert_the_shipped_weights_hold(precision, 150)
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_hold_in_fp16(fp16_on_a_cpu):
+    assert_the_shipped_weights_hold("fp16", 300)
 
 
 def test_evaluation_in_a_precision(capsys):

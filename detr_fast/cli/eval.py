@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         autocast = _AUTOCAST[args.amp]
         model = loaded.model.to(device)
         if args.precision is not None:
-            model = Engine(model, args.precision)
+            model = Engine(model, args.precision, short_side=loaded.preprocess.short_side)
         figures = evaluate(
             model,
             _loader(args, dataset),

@@ -43,6 +43,15 @@ class FusedConvolution(nn.Module):
             out += other
         return out.relu_() if self.relu else out
 
+    def __getstate__(self) -> dict:
+        """Packed weights can be neither copied nor sent to another process."""
+        return {**self.__dict__, "_packed": None}
+
+    def _apply(self, *arguments, **options) -> "FusedConvolution":
+        """Where modules move; the packed weights are those of before."""
+        self._packed = None
+        return super()._apply(*arguments, **options)
+
     def _by_cudnn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
         if not self.relu:
             return F.conv2d(x, self.weight, self.bias, stride, padding, dilation)

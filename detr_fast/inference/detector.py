@@ -3,7 +3,7 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.transforms import val_transform
+from ..data.transforms import resized_size, val_transform
 from ..models.segmentation import DETRSegmentation
-from .engine import Engine
+from .engine import MAX_GRAPHS, Engine
 from .images import list_sources, read_image, to_pil
 from .loading import Loaded, Preprocess, label_map_of, load_for_detection
 from .panoptic import PostProcessMasks, PostProcessPanoptic, confident_queries
@@ -37,6 +37,7 @@ class Detector:
             is, and follow it if it is trained on.
         exact_batches: give every image what it gets alone, whatever batch it comes in; without it
             a model keeps the rule it has, by default the original's. See `DETR`.
+        max_graphs: of an engine on CUDA, graphs that are kept, see `Engine`; 0 to run without any.
         preprocess: to what size images are brought. By default what the checkpoint says, and if it
             does not, a short side of 800 and a long side of at most 1333 pixels (Carion et al.,
             ECCV 2020, section 4).
@@ -65,6 +66,7 @@ class Detector:
         name: str | None = None,
         precision: str | None = None,
         exact_batches: bool = False,
+        max_graphs: int = MAX_GRAPHS,
         preprocess: Preprocess | None = None,
     ):
         if isinstance(model, nn.Module):
@@ -79,9 +81,10 @@ class Detector:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.model = loaded.model.to(self.device).eval()
-        self._engine = None if precision is None else Engine(self.model, precision)
         self.label_map = loaded.label_map
         self.preprocess = preprocess or loaded.preprocess
+        self._max_graphs = max_graphs
+        self._engine = None if precision is None else self._new_engine(precision)
         self._transform = val_transform(self.preprocess.short_side, self.preprocess.max_size)
         self._postprocess = PostProcess()
         self.has_masks = isinstance(self.model, DETRSegmentation)
@@ -186,7 +189,7 @@ class Detector:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         if precision is not None:
-            engine = Engine(self.model, precision)
+            engine = self._new_engine(precision)
         elif self._engine is not None:
             engine = self._engine
         else:
@@ -201,6 +204,35 @@ class Detector:
             for chunk in [sources[start : start + batch_size]]
         )
         return compare(self.model, engine, batches, threshold)
+
+    def warm_up(self, sizes: Iterable[tuple[int, int]], batch_size: int = 1) -> None:
+        """Prepare the engine for images of some sizes, so that `predict` need not.
+
+        On CUDA this captures the graphs they need, each of which serves other sizes too. Elsewhere
+        there is nothing to prepare.
+
+        Args:
+            sizes: (height, width) of images in pixels, as they come.
+            batch_size: as in `predict`.
+
+        Raises:
+            ValueError: without a precision there is no engine; or the sizes need more graphs than
+                `max_graphs`.
+        """
+        if self._engine is None:
+            raise ValueError("this detector has no engine to warm up; give it a precision")
+        short_side, max_size = self.preprocess.short_side, self.preprocess.max_size
+        if short_side is not None:
+            sizes = [resized_size(*size, short_side, max_size) for size in sizes]
+        self._engine.capture(sizes, batch_size)
+
+    def _new_engine(self, precision: str) -> Engine:
+        return Engine(
+            self.model,
+            precision,
+            max_graphs=self._max_graphs,
+            short_side=self.preprocess.short_side,
+        )
 
     def _predict_batch(
         self, sources: list, start: int | None, threshold: float, panoptic_threshold: float

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,13 @@ from ..models.padding import nearest, strided
 from ..ops.zero_outside import zero_outside
 from .folded_resnet import FoldedResNet
 from .fused_transformer import FusedTransformer
+from .graphs import Graphs
+from .loading import Preprocess
+from .recent import Recent
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# CUDA graphs that are kept. COCO's images need at most 21 canvases, see `canvas`.
+MAX_GRAPHS = 25
 # Grids whose position tables are kept; COCO's validation images have 45 sizes at short side 800.
 _KEPT_GRIDS = 64
 
@@ -26,10 +31,17 @@ class Engine(nn.Module):
     and what does not depend on the image is computed once. In 16 bits the position encoding, the
     statistics of softmax and LayerNorm, the box head and the boxes stay in float32.
 
+    On CUDA it captures graphs, each for all image sizes that fit on a canvas, see `graphs`; call it
+    from one stream at a time.
+
     Args:
         model: a `DETR`, whose `exact_batches` the engine takes over.
         precision: "fp32", "bf16" or "fp16".
         device: where to run; by default where the model is.
+        max_graphs: CUDA graphs that are kept, the one not used for longest is dropped first; 0 for
+            no graphs.
+        short_side: what the short side of images is resized to, in pixels, from which the canvases
+            follow; None where images keep their size.
 
     Attributes:
         precision: as given.
@@ -38,20 +50,28 @@ class Engine(nn.Module):
 
     Raises:
         ValueError: `model` is no `DETR`; an unknown precision, or fp16 on a CPU, where it is slower
-            than fp32.
+            than fp32; a negative `max_graphs`.
 
     Warns:
         UserWarning: bf16 on a CPU without instructions for it.
     """
 
     def __init__(
-        self, model: DETR, precision: str = "fp32", device: torch.device | str | None = None
+        self,
+        model: DETR,
+        precision: str = "fp32",
+        device: torch.device | str | None = None,
+        *,
+        max_graphs: int = MAX_GRAPHS,
+        short_side: int | None = Preprocess.short_side,
     ):
         super().__init__()
         if not isinstance(model, DETR):
             raise ValueError(f"an engine is made of a DETR; got a {type(model).__name__}")
         device = torch.device(device or model.query_embed.weight.device)
         check_precision(precision, device)
+        if max_graphs < 0:
+            raise ValueError(f"max_graphs is {max_graphs}; expected 0 or more")
         self.precision = precision
         self.exact_batches = model.exact_batches
         self.label_map = model.label_map
@@ -70,8 +90,34 @@ class Engine(nn.Module):
                 source.transformer, source.query_embed.weight, self._dtype
             )
             self.class_embed, self.bbox_embed = source.class_embed, source.bbox_embed
-        self._tables: OrderedDict[tuple[int, int], list[Tensor]] = OrderedDict()
+        self._max_graphs, self._short_side = max_graphs, short_side
+        self._tables: Recent[tuple[int, int], list[Tensor]] = Recent(_KEPT_GRIDS)
+        self._graphs: Graphs | None = None
         self.to(device).eval()
+
+    @property
+    def captures(self) -> int:
+        """CUDA graphs captured since the engine came to its device."""
+        return 0 if self._graphs is None else self._graphs.captures
+
+    @torch.inference_mode()
+    def capture(
+        self, sizes: Iterable[tuple[int, int]], batch_size: int = 1, *, fitted: bool = False
+    ) -> None:
+        """Captures CUDA graphs ahead, so that no call takes the time. Does nothing without CUDA.
+
+        Args:
+            sizes: (height, width) of images in pixels, or of the batches they come in.
+            batch_size: images in a batch.
+            fitted: capture graphs for batches of exactly these sizes without padding, a little
+                faster where images are all of a few sizes; otherwise for the canvases that these
+                sizes fall on, which serve others too.
+
+        Raises:
+            ValueError: that is more graphs than `max_graphs`.
+        """
+        if self._graphs is not None:
+            self._graphs.capture(self, batch_size, list(sizes), fitted)
 
     @torch.inference_mode()
     def forward(self, samples: Samples) -> dict[str, Tensor]:
@@ -87,8 +133,34 @@ class Engine(nn.Module):
             TypeError, ValueError: as `DETR.forward`.
         """
         images, extents = batch_images(samples)
+        if images.device != self.input_weight.device:
+            raise ValueError(
+                f"the images are on {images.device} and the engine on {self.input_weight.device}: "
+                "move one of them"
+            )
+        if self._graphs is not None:
+            outputs = self._graphs.run(self, images, extents)
+            if outputs is not None:
+                return outputs
         images = images.to(dtype=self._dtype, memory_format=torch.channels_last)
-        if extents is not None and self.exact_batches:
+        tables = self.tables(tuple(images.shape[-2:])) if extents is None else None
+        return self.run(images, extents, tables, self.exact_batches)
+
+    def run(
+        self, images: Tensor, extents: Tensor | None, tables: list[Tensor] | None, exact: bool
+    ) -> dict[str, Tensor]:
+        """`forward` after all conversions: nothing here depends on what the tensors hold.
+
+        Args:
+            images: (B, 3, H, W) in the engine's type, channels last.
+            extents: (B, 2) int64, rows and columns of each image; None without padding.
+            tables: what `tables` gives, without padding; None with it.
+            exact: see `DETR.exact_batches`.
+
+        Returns:
+            As `forward`.
+        """
+        if extents is not None and exact:
             features = self.backbone(zero_outside(images, extents), extents)
             extents = strided(extents, self.stride)
         else:
@@ -98,25 +170,39 @@ class Engine(nn.Module):
         grid = tuple(features.shape[-2:])
         tokens = features.flatten(2).transpose(1, 2)
         tokens = nn.functional.linear(tokens, self.input_weight, self.input_bias)
-        tables = self._position_tables(grid, extents)
+        if tables is None:
+            tables = self._position_tables(extents.shape[0], grid, extents)
         states = self.transformer(tokens, tables, extents, grid).float()
         return {
             "pred_logits": self.class_embed(states),
             "pred_boxes": self.bbox_embed(states).sigmoid(),
         }
 
-    def _position_tables(self, grid: tuple[int, int], extents: Tensor | None) -> list[Tensor]:
-        if extents is None and grid in self._tables:
-            self._tables.move_to_end(grid)
-            return self._tables[grid]
-        batch = 1 if extents is None else extents.shape[0]
-        shape = self.input_weight.new_empty((batch, 1, *grid), dtype=torch.float32)
-        tables = self.transformer.position_tables(self.position_encoding(shape, extents))
-        if extents is None:
-            self._tables[grid] = tables
-            if len(self._tables) > _KEPT_GRIDS:
-                self._tables.popitem(last=False)
+    def tables(self, canvas: tuple[int, int]) -> list[Tensor]:
+        """The position tables of a canvas (H, W) without padding, computed once."""
+        grid = tuple(-(-side // self.stride) for side in canvas)
+        tables = self._tables.get(grid)
+        if tables is None:
+            tables = self._position_tables(1, grid, None)
+            self._tables.put(grid, tables)
         return tables
+
+    def _position_tables(
+        self, batch: int, grid: tuple[int, int], extents: Tensor | None
+    ) -> list[Tensor]:
+        shape = self.input_weight.new_empty((batch, 1, *grid), dtype=torch.float32)
+        return self.transformer.position_tables(self.position_encoding(shape, extents))
+
+    def _apply(self, *arguments, **options) -> "Engine":
+        """Where modules move; what was made of their tensors stays behind."""
+        self._graphs = None
+        self._tables.clear()
+        super()._apply(*arguments, **options)
+        if self.input_weight.is_cuda and self._max_graphs > 0:
+            self._graphs = Graphs(
+                self._max_graphs, self._short_side, self._dtype, self.input_weight.device
+            )
+        return self
 
 
 def check_precision(precision: str, device: torch.device) -> None:

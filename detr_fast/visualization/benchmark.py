@@ -32,7 +32,7 @@ def plot_benchmark(record: Mapping, path: str | Path) -> Path:
     models = record["models"]
     panels = _panels(models[0]["workloads"])
     most = max(len(w["implementations"]) for model in models for w in model["workloads"])
-    height = 1.5 + 0.34 * max(most, 4)
+    height = 2.2 + 0.34 * max(most, 4)
     figure = Figure(figsize=(5.6 * len(panels), height * len(models)), dpi=100)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(len(models), len(panels), squeeze=False)
@@ -75,7 +75,7 @@ def _protocol(axis, model: Mapping) -> None:
         if published["gpu"] == "V100":
             axis.axvline(1e3 * published["seconds"], color="#d62728", ls="--", lw=1.2)
             axis.plot([], [], "--", color="#d62728", label="V100, published (fp32)")
-            axis.legend(fontsize=8, frameon=False)
+            _legend(axis)
     axis.margins(x=0.15)
     _name(axis, names)
     axis.set_title(f"{model['name']}, zoo protocol: the model alone", fontsize=10)
@@ -107,14 +107,15 @@ def _stages(axis, model: Mapping) -> None:
     size = " x ".join(map(str, workload["sizes"][0]))
     axis.set_title(f"{model['name']}, {size}, batch size {workload['batch_size']}", fontsize=10)
     axis.set_xlabel("ms, medians of the stages and their sum", fontsize=9)
-    axis.legend(fontsize=8, frameon=False)
+    _legend(axis)
 
 
 def _parts(own: Mapping) -> dict[str, float]:
     seconds = {stage: figures["median"] for stage, figures in own["seconds"].items()}
     stages = {stage: figures["median"] for stage, figures in own["stages"].items()}
-    inside = stages or {"model in one piece": seconds["model"]}
-    return {"pre": seconds["pre"], **inside, "post": seconds["post"]}
+    if own["stages_of"] != "itself":
+        stages = {"model in one piece": seconds["model"]}
+    return {"pre": seconds["pre"], **stages, "post": seconds["post"]}
 
 
 def _throughput(axis, model: Mapping) -> None:
@@ -139,7 +140,13 @@ def _throughput(axis, model: Mapping) -> None:
     axis.set_ylabel("images/s", fontsize=9)
     axis.tick_params(labelsize=8, which="both")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8, frameon=False)
+    _legend(axis)
+
+
+def _legend(axis) -> None:
+    """Below the panel, where it hides nothing."""
+    options = {"ncols": 3, "fontsize": 8, "frameon": False, "columnspacing": 1.2}
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), **options)
 
 
 def _name(axis, names: list[str]) -> None:

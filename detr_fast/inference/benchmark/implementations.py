@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,10 +15,29 @@ from ...models.detr import DETR
 from ...models.zoo import build_model
 from ..engine import PRECISIONS, Engine, cpu_has_bf16
 from .noise import noise_image
+from .workloads import SHORT_SIDE
 
 WEIGHTS = ("none", "zoo")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 REFERENCE = "eager fp32"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Where the stages of a model end, and so where the next ones begin.
+
+    The projection of the backbone's features thus belongs to the encoder, that of its memory to the
+    decoder.
+
+    Attributes:
+        run: as `Implementation.run`.
+        ends: the modules with which "backbone", "encoder" and "decoder" end; `run` runs each once.
+        of: "itself", or by what `run` differs from what is timed.
+    """
+
+    run: Callable[[list[Tensor]], dict[str, Tensor]]
+    ends: Mapping[str, nn.Module]
+    of: str = "itself"
 
 
 @dataclass(frozen=True)
@@ -28,13 +47,12 @@ class Implementation:
     Attributes:
         precision: "fp32", "bf16" or "fp16".
         run: normalised CHW images of one size, on its device, to "pred_logits" and "pred_boxes".
-        stage_ends: the modules with which "backbone", "encoder" and "decoder" end, each run once;
-            empty where the implementation runs as one piece.
+        stages: None where nothing is known but the whole.
     """
 
     precision: str
     run: Callable[[list[Tensor]], dict[str, Tensor]]
-    stage_ends: Mapping[str, nn.Module] = field(default_factory=dict)
+    stages: Stages | None = None
 
 
 # Makes an implementation of a model in evaluation mode, on the model's device; an ImportError says
@@ -50,18 +68,22 @@ def eager(model: DETR) -> Implementation:
         "encoder": transformer.encoder,
         "decoder": transformer.decoder,
     }
-    return Implementation("fp32", model, ends)
+    return Implementation("fp32", model, Stages(model, ends))
 
 
-def engine(model: DETR, precision: str) -> Implementation:
-    """This package's `Engine`."""
-    made = Engine(model, precision)
+def engine(model: DETR, precision: str, short_side: int = SHORT_SIDE) -> Implementation:
+    """This package's `Engine`, as it comes."""
+    made = Engine(model, precision, short_side=short_side)
+    staged, of = made, "itself"
+    if model.query_embed.weight.is_cuda:
+        # A graph is replayed as a whole.
+        staged, of = Engine(model, precision, max_graphs=0), "without graphs"
     ends = {
-        "backbone": made.backbone,
-        "encoder": made.transformer.encoder_norm,
-        "decoder": made.transformer.decoder_norm,
+        "backbone": staged.backbone,
+        "encoder": staged.transformer.encoder_norm,
+        "decoder": staged.transformer.decoder_norm,
     }
-    return Implementation(precision, made, ends)
+    return Implementation(precision, made, Stages(staged, ends, of))
 
 
 def compiled(model: DETR, precision: str, mode: str) -> Implementation:
@@ -74,8 +96,16 @@ def compiled(model: DETR, precision: str, mode: str) -> Implementation:
     return Implementation(precision, lambda images: run(torch.stack(images).to(dtype)))
 
 
-def makers(precisions: Sequence[str], compile_mode: str = "none") -> dict[str, Maker]:
-    """What of this package and of torch is timed, by name, the reference first."""
+def makers(
+    precisions: Sequence[str], compile_mode: str = "none", short_side: int = SHORT_SIDE
+) -> dict[str, Maker]:
+    """What of this package and of torch is timed, by name, the reference first.
+
+    Args:
+        precisions: of all but the reference.
+        compile_mode: one of `COMPILE_MODES`; "none" leaves torch.compile out.
+        short_side: to which images are brought.
+    """
     made: dict[str, Maker] = {REFERENCE: eager}
     for precision in precisions:
         if compile_mode != "none":
@@ -83,7 +113,7 @@ def makers(precisions: Sequence[str], compile_mode: str = "none") -> dict[str, M
                 compiled, precision=precision, mode=compile_mode
             )
     for precision in precisions:
-        made[f"engine {precision}"] = partial(engine, precision=precision)
+        made[f"engine {precision}"] = partial(engine, precision=precision, short_side=short_side)
     return made
 
 

@@ -7,6 +7,12 @@ from pathlib import Path
 from . import published
 from .implementations import REFERENCE
 
+_LEGEND = (
+    "End to end is pre (read, resize, normalise, bring to the device), model and post (boxes in "
+    "pixels, on the CPU), one after another. FLOPs are those of the plain model. The roofline "
+    "gives each of its matrix products its arithmetic or its traffic, whichever takes longer, and "
+    "everything else no time. Peak memory is what a first call takes beside weights and images."
+)
 _PARTS = ("pre", "backbone", "encoder", "decoder", "heads", "post")
 
 
@@ -73,8 +79,10 @@ def _circumstances(record: Mapping) -> list[str]:
         f"{1e-9 * hardware['copy_bandwidth']:.3g} GB/s read and written. "
         f"{'Random' if settings['weights'] == 'none' else 'Published'} weights; "
         f"{'images' if settings['coco_path'] else 'noise of the sizes of images'} of val2017; "
-        f"{settings['rounds']} rounds of each fixed size; torch.compile: "
+        f"rounds of each fixed size: {settings['rounds']}; torch.compile: "
         f"{settings['compile_mode']}; float32 without TF32.",
+        "",
+        _LEGEND,
     ]
 
 
@@ -135,7 +143,8 @@ def _stages(workload: Mapping) -> list[str]:
     for own in workload["implementations"]:
         parts = {**own["seconds"], **own["stages"]}
         cells = [_spread(parts[part]) if part in parts else "one piece" for part in _PARTS]
-        rows.append([own["name"], *cells])
+        note = "" if own["stages_of"] in (None, "itself") else f", {own['stages_of']}"
+        rows.append([own["name"] + note, *cells])
     return table(["ms: median (quartiles)", *_PARTS], rows)
 
 

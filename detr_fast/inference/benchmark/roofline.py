@@ -4,19 +4,22 @@ import torch
 
 from .timing import timed
 
+# Side of the matrices, and numbers to copy: far beyond any cache.
+_SIDES = {"cpu": 2048, "cuda": 8192}
+_COPIED = {"cpu": 2**26, "cuda": 2**28}
 _REPEATS = 5
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a large square matrix product, the best of several."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = _SIDES[device.type]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / _shortest(lambda: left @ right, device)
 
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes/s read and written by a large copy, the best of several."""
-    source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
+    source = torch.zeros(_COPIED[device.type], device=device)
     target = torch.ones_like(source)
     return 2 * source.nbytes / _shortest(lambda: target.copy_(source), device)
 

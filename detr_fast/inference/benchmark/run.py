@@ -67,14 +67,21 @@ def run_benchmark(
     _check(request, precisions, device)
     workloads = [fixed_size(size, request.rounds) for size in request.batch_sizes]
     if request.images:
-        workloads.insert(0, zoo_protocol(request.images, request.coco_path))
+        workloads.append(zoo_protocol(request.images, request.coco_path))
     about = _about(device)
-    made = {**makers(precisions, request.compile_mode), **(peers(precisions) if peers else {})}
+    made = makers(precisions, request.compile_mode, request.short_side)
+    if peers is not None:
+        made |= peers(precisions)
     pipeline = Pipeline(preprocess_for(request.short_side), device)
     measured = measure(request.models, made, precisions, workloads, pipeline, request.weights, say)
-    settings = {**asdict(request), "precisions": list(precisions)}
-    # Not where it lies on this machine.
-    settings["coco_path"] = request.coco_path is not None
+    settings = {
+        **asdict(request),
+        "models": list(request.models),
+        "batch_sizes": list(request.batch_sizes),
+        "precisions": list(precisions),
+        # Not where it lies on this machine.
+        "coco_path": request.coco_path is not None,
+    }
     return {"settings": settings, **about, **measured}
 
 
