@@ -110,7 +110,7 @@ def _benchmark(setting: Setting, name: str, batch: int, compiled: bool) -> dict:
     mode = setting.size("max-autotune", "default") if compiled else "none"
     made = makers(precisions, mode, _short_side(setting))
     if compiled:
-        made = {who: make for who, make in made.items() if who.startswith(("eager", "compiled"))}
+        made = {who: made[who] for who in (REFERENCE, f"compiled {precisions[0]}")}
     else:
         made |= peers(precisions)
     workload = fixed_size(batch, ROUNDS)
