@@ -107,29 +107,37 @@ def _figures(
 def _benchmark(setting: Setting, name: str, batch: int, compiled: bool) -> dict:
     """The benchmark's record of a model on one workload."""
     precisions = [_precision(setting)]
-    made = makers(precisions, setting.size("max-autotune", "default") if compiled else "none")
+    mode = setting.size("max-autotune", "default") if compiled else "none"
+    made = makers(precisions, mode, _short_side(setting))
     if compiled:
-        made = {who: make for who, make in made.items() if who.startswith(("eager", "compiled"))}
+        made = {who: made[who] for who in (REFERENCE, f"compiled {precisions[0]}")}
     else:
         made |= peers(precisions)
     workload = fixed_size(batch, ROUNDS)
     if batch == ZOO_PROTOCOL:
         workload = zoo_protocol(setting.size(100, 2))
-    pipeline = Pipeline(_preprocess(setting), torch.device(setting.device))
-    (record,) = measure([name], made, precisions, [workload], pipeline)["models"]
+    (record,) = measure([name], made, precisions, [workload], _pipeline(setting))["models"]
     return record
 
 
-def _preprocess(setting: Setting):
-    return preprocess_for(setting.size(SHORT_SIDE, 64))
+def _short_side(setting: Setting) -> int:
+    return setting.size(SHORT_SIDE, 64)
+
+
+def _pipeline(setting: Setting) -> Pipeline:
+    return Pipeline(preprocess_for(_short_side(setting)), torch.device(setting.device))
 
 
 def _mixed(setting: Setting, name: str, images: int, exact: bool) -> Measurement:
     """A padded batch; with exact batches also by how much slower it is than without."""
-    device = torch.device(setting.device)
     sources = [noise_image(*size, seed=seed) for seed, size in enumerate(val2017_sizes()[:images])]
-    batch, _ = Pipeline(_preprocess(setting), device).prepare(tuple(sources))
-    engine = Engine(model_to_time(name, "none").to(device), _precision(setting))
+    batch, _ = _pipeline(setting).prepare(tuple(sources))
+    engine = Engine(
+        model_to_time(name, "none"),
+        _precision(setting),
+        setting.device,
+        short_side=_short_side(setting),
+    )
 
     def measured(exactly: bool) -> float:
         engine.exact_batches = exactly
