@@ -14,6 +14,7 @@ from detr_fast.data.batching import nested_tensor_from_images
 from detr_fast.inference import engine as engine_module
 from detr_fast.inference.convolution import FusedConvolution, folded
 from detr_fast.inference.engine import Engine
+from detr_fast.inference.linear import FusedLinear
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
 
@@ -123,7 +124,7 @@ def test_an_image_may_be_padding_altogether():
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_packed_tokens_are_the_padded_ones_without_the_padding(pre_norm):
     engine = Engine(model_with_statistics("detr_tiny", pre_norm=pre_norm))
-    width = engine.input_weight.shape[0]
+    width = engine.input_proj.weight.shape[0]
     extents, grid = torch.tensor([[4, 7], [6, 2], [1, 1], [0, 0], [6, 7]]), (6, 7)
     features = torch.randn(5, width, *grid, generator=torch.Generator().manual_seed(3))
     packed, padded = PackedTokens(extents.tolist()), PaddedTokens(5, grid, extents)
@@ -225,6 +226,23 @@ def test_a_convolution_that_moves_forgets_its_packed_weights():
     before = fused(x)
     fused._apply(lambda tensor: 2 * tensor)
     torch.testing.assert_close(fused(x), 2 * before)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("shape", [(2, 7, 5), (1, 5), (0, 5)])
+def test_fused_linear(onednn, relu, shape, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    linear = nn.Linear(5, 3).requires_grad_(False)
+    # Every second row of a larger tensor.
+    x = torch.randn(2 * shape[0], *shape[1:])[::2]
+    expected = linear(x).relu() if relu else linear(x)
+    fused = FusedLinear.of(linear, torch.float32, relu)
+    torch.testing.assert_close(fused(x), expected)
+    no_bias = FusedLinear(linear.weight, None, torch.float32)
+    torch.testing.assert_close(no_bias(x), x @ linear.weight.T)
+    fused._apply(lambda tensor: 2 * tensor)
+    torch.testing.assert_close(fused(x), 2 * expected)
 
 
 def test_what_cannot_be_made_fast_is_explained(monkeypatch):

@@ -55,6 +55,7 @@ class MatchingInputs {
   int64_t groups() const { return groups_; }
   int64_t images() const { return logits_.size(1); }
   int64_t queries() const { return logits_.size(2); }
+  int64_t classes() const { return logits_.size(3); }
   int64_t queries_of_group() const { return queries() / groups_; }
   int64_t targets() const { return labels_.size(0); }
   // Image b has the targets first(b) to first(b) + targets_of(b) - 1.
@@ -65,7 +66,7 @@ class MatchingInputs {
 
   template <class T>
   ImageMatching<T> image(int64_t set, int64_t group, int64_t b) const {
-    const int64_t classes = logits_.size(3);
+    const int64_t classes = this->classes();
     const int64_t skipped = group * queries_of_group();
     const int64_t query = (set * images() + b) * queries() + skipped;
     return {logits_.const_data_ptr<T>() + query * classes,
@@ -108,7 +109,7 @@ class MatchingInputs {
   }
 
   void check_labels() const {
-    const int64_t classes = logits_.size(3);
+    const int64_t classes = this->classes();
     const int64_t* labels = labels_.const_data_ptr<int64_t>();
     for (size_t b = 0; b < stops_.size(); ++b) {
       for (int64_t t = starts_[b]; t < stops_[b]; ++t) {

@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from .packed import PackedWeights
+
 Norm = FrozenBatchNorm2d | nn.BatchNorm2d
 
 
-class FusedConvolution(nn.Module):
+class FusedConvolution(PackedWeights):
     """`relu(norm(conv(x)) + other)` of trained modules that change no more.
 
     The normalisation is folded into weight and bias in float64, so that folding costs no precision
@@ -29,7 +31,6 @@ class FusedConvolution(nn.Module):
         self.bias = nn.Buffer(bias.to(dtype))
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.relu = relu
-        self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Runs it.
@@ -52,15 +53,6 @@ class FusedConvolution(nn.Module):
             out += other
         return out.relu_() if self.relu else out
 
-    def __getstate__(self) -> dict:
-        """Packed weights can be neither copied nor sent to another process."""
-        return {**self.__dict__, "_packed": None}
-
-    def _apply(self, *arguments, **options) -> "FusedConvolution":
-        """Where modules move; the packed weights are those of before."""
-        self._packed = None
-        return super()._apply(*arguments, **options)
-
     def _by_cudnn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
         if not self.relu:
             return F.conv2d(x, self.weight, self.bias, stride, padding, dilation)
@@ -70,12 +62,12 @@ class FusedConvolution(nn.Module):
         return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, *arguments)
 
     def _by_onednn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
-        if self._packed is None:
-            # oneDNN's own order of the weights, which it would otherwise make in every call.
-            self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
+        weight = self.packed(
+            lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(
                 self.weight.to_mkldnn(), padding, stride, dilation, 1, x.shape
             )
-        arguments = (self._packed, self.bias, padding, stride, dilation, 1)
+        )
+        arguments = (weight, self.bias, padding, stride, dilation, 1)
         unary = "relu" if self.relu else None
         if other is None:
             convolve = torch.ops.mkldnn._convolution_pointwise

@@ -13,6 +13,7 @@ from ..ops.zero_outside import zero_outside
 from .folded_resnet import FoldedResNet
 from .fused_transformer import FusedTransformer
 from .graphs import Graphs
+from .linear import FusedLinear
 from .loading import Preprocess
 from .recent import Recent
 from .token_layout import PackedTokens, PaddedTokens
@@ -85,8 +86,9 @@ class Engine(nn.Module):
             self.backbone = FoldedResNet(source.backbone[0].body, self._dtype)
             self.position_encoding = source.backbone[1]
             projection = source.input_proj
-            self.input_weight = nn.Buffer(projection.weight.detach()[..., 0, 0].to(self._dtype))
-            self.input_bias = nn.Buffer(projection.bias.detach().to(self._dtype))
+            self.input_proj = FusedLinear(
+                projection.weight[..., 0, 0], projection.bias, self._dtype
+            )
             self.transformer = FusedTransformer(
                 source.transformer, source.query_embed.weight, self._dtype
             )
@@ -134,10 +136,10 @@ class Engine(nn.Module):
             TypeError, ValueError: as `DETR.forward`; also for images on another device.
         """
         images, extents = batch_images(samples)
-        if images.device != self.input_weight.device:
+        device = self.input_proj.weight.device
+        if images.device != device:
             raise ValueError(
-                f"the images are on {images.device} and the engine on {self.input_weight.device}: "
-                "move one of them"
+                f"the images are on {images.device} and the engine on {device}: move one of them"
             )
         if self._graphs is not None:
             outputs = self._graphs.run(self, images, extents)
@@ -176,7 +178,7 @@ class Engine(nn.Module):
             layout = PaddedTokens(len(features), grid, extents)
             if tables is None:
                 tables = self._position_tables(len(features), grid, extents)
-        tokens = nn.functional.linear(layout.tokens(features), self.input_weight, self.input_bias)
+        tokens = self.input_proj(layout.tokens(features))
         states = self.transformer(tokens, tables, layout).float()
         return {
             "pred_logits": self.class_embed(states),
@@ -197,7 +199,7 @@ class Engine(nn.Module):
     def _position_tables(
         self, batch: int, grid: tuple[int, int], extents: Tensor | None
     ) -> list[Tensor]:
-        shape = self.input_weight.new_empty((batch, 1, *grid), dtype=torch.float32)
+        shape = self.input_proj.weight.new_empty((batch, 1, *grid), dtype=torch.float32)
         return self.transformer.position_tables(self.position_encoding(shape, extents))
 
     def _packed_tables(self, layout: PackedTokens) -> list[Tensor]:
@@ -213,9 +215,9 @@ class Engine(nn.Module):
         self._graphs = None
         self._tables.clear()
         super()._apply(*arguments, **options)
-        if self.input_weight.is_cuda and self._max_graphs > 0:
+        if self.input_proj.weight.is_cuda and self._max_graphs > 0:
             self._graphs = Graphs(
-                self._max_graphs, self._short_side, self._dtype, self.input_weight.device
+                self._max_graphs, self._short_side, self._dtype, self.input_proj.weight.device
             )
         return self
 

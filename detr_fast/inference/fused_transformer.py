@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..models.attention import MultiheadAttention
 from ..models.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer
+from .linear import FusedLinear
 from .token_layout import TokenLayout, attend
 
 
@@ -41,8 +42,9 @@ class FusedTransformer(nn.Module):
         values = [cross.in_proj_weight.chunk(3)[2] for cross in crosses]
         value_biases = [cross.in_proj_bias.chunk(3)[2] for cross in crosses]
         key_biases = [cross.in_proj_bias.chunk(3)[1] for cross in crosses]
-        self.memory_weight = nn.Buffer(_detached(torch.cat([*keys, *values]), dtype))
-        self.memory_bias = nn.Buffer(_detached(torch.cat([*key_biases, *value_biases]), dtype))
+        self.memory_proj = FusedLinear(
+            torch.cat([*keys, *values]), torch.cat([*key_biases, *value_biases]), dtype
+        )
         queries_and_keys = [
             layer.self_attn.in_proj_weight[: 2 * layer.self_attn.embed_dim]
             for layer in encoder.layers
@@ -96,7 +98,7 @@ class FusedTransformer(nn.Module):
         for layer, table in zip(self.encoder_layers, tables[:-1], strict=True):
             tokens = layer(tokens, table, layout)
         memory = self.encoder_norm(tokens)
-        keys, values = F.linear(memory, self.memory_weight, self.memory_bias).chunk(2, -1)
+        keys, values = self.memory_proj(memory).chunk(2, -1)
         count = len(self.decoder_layers)
         keys = (keys + tables[-1]).chunk(count, -1)
         states = self.start.expand(layout.images, *self.start_query.shape[:1], -1)
@@ -115,14 +117,14 @@ class _EncoderLayer(nn.Module):
         super().__init__()
         self.pre_norm = layer.pre_norm
         self.heads = layer.self_attn.num_heads
-        self.weight = nn.Buffer(_detached(layer.self_attn.in_proj_weight, dtype))
-        self.bias = nn.Buffer(_detached(layer.self_attn.in_proj_bias, dtype))
-        self.out = _copied(layer.self_attn.out_proj, dtype)
+        own = layer.self_attn
+        self.in_proj = FusedLinear(own.in_proj_weight, own.in_proj_bias, dtype)
+        self.out = FusedLinear.of(own.out_proj, dtype)
         self.norm1, self.norm2 = _copied(layer.norm1, dtype), _copied(layer.norm2, dtype)
         self.feed_forward = _FeedForward(layer, dtype)
 
     def forward(self, x: Tensor, table: Tensor, layout: TokenLayout) -> Tensor:
-        projected = F.linear(self.norm1(x) if self.pre_norm else x, self.weight, self.bias)
+        projected = self.in_proj(self.norm1(x) if self.pre_norm else x)
         projected[..., : table.shape[-1]] += table
         x = x + self.out(layout.among_tokens(*projected.chunk(3, -1), self.heads))
         if self.pre_norm:
@@ -136,15 +138,15 @@ class _DecoderLayer(nn.Module):
         super().__init__()
         self.pre_norm = layer.pre_norm
         self.heads = layer.self_attn.num_heads
-        self.weight = nn.Buffer(_detached(layer.self_attn.in_proj_weight, dtype))
+        self.in_proj = FusedLinear(layer.self_attn.in_proj_weight, None, dtype)
         self.table = nn.Buffer(_detached(_query_table(layer.self_attn, query_embed, "qk"), dtype))
-        self.out = _copied(layer.self_attn.out_proj, dtype)
+        self.out = FusedLinear.of(layer.self_attn.out_proj, dtype)
         weight = layer.multihead_attn.in_proj_weight.chunk(3)[0]
-        self.cross_weight = nn.Buffer(_detached(weight, dtype))
+        self.cross_proj = FusedLinear(weight, None, dtype)
         self.cross_table = nn.Buffer(
             _detached(_query_table(layer.multihead_attn, query_embed, "q"), dtype)
         )
-        self.cross_out = _copied(layer.multihead_attn.out_proj, dtype)
+        self.cross_out = FusedLinear.of(layer.multihead_attn.out_proj, dtype)
         self.norm1, self.norm2 = _copied(layer.norm1, dtype), _copied(layer.norm2, dtype)
         self.norm3 = _copied(layer.norm3, dtype)
         self.feed_forward = _FeedForward(layer, dtype)
@@ -152,11 +154,11 @@ class _DecoderLayer(nn.Module):
     def attend_to_queries(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, Q, E) -> states, and what they ask of the memory, (B, Q, E)."""
         value = self.norm1(states) if self.pre_norm else states
-        projected = F.linear(value, self.weight) + self.table
+        projected = self.in_proj(value) + self.table
         states = states + self.out(attend(*projected.chunk(3, -1), self.heads))
         states = states if self.pre_norm else self.norm1(states)
         query = self.norm2(states) if self.pre_norm else states
-        return states, F.linear(query, self.cross_weight) + self.cross_table
+        return states, self.cross_proj(query) + self.cross_table
 
     def attend_to_memory(
         self,
@@ -176,11 +178,11 @@ class _DecoderLayer(nn.Module):
 class _FeedForward(nn.Module):
     def __init__(self, layer: nn.Module, dtype: torch.dtype):
         super().__init__()
-        self.linear1 = _copied(layer.linear1, dtype)
-        self.linear2 = _copied(layer.linear2, dtype)
+        self.linear1 = FusedLinear.of(layer.linear1, dtype, relu=True)
+        self.linear2 = FusedLinear.of(layer.linear2, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.linear1(x).relu_())
+        return self.linear2(self.linear1(x))
 
 
 def _query_table(module: MultiheadAttention, query_embed: Tensor, parts: str) -> Tensor:
@@ -207,14 +209,11 @@ def _constant_start(layer: TransformerDecoderLayer, query_embed: Tensor) -> tupl
     return states, F.linear(query[0], cross.in_proj_weight.chunk(3)[0]) + table
 
 
-def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A linear layer or norm of its own, in `dtype`, that does not learn."""
-    if isinstance(module, nn.Linear):
-        copy = nn.Linear(module.in_features, module.out_features, dtype=dtype, device="meta")
-    else:
-        copy = nn.LayerNorm(module.normalized_shape, module.eps, dtype=dtype, device="meta")
-    copy = copy.to_empty(device=module.weight.device)
-    copy.load_state_dict(module.state_dict())
+def _copied(norm: nn.LayerNorm, dtype: torch.dtype) -> nn.LayerNorm:
+    """A norm of its own, in `dtype`, that does not learn."""
+    copy = nn.LayerNorm(norm.normalized_shape, norm.eps, dtype=dtype, device="meta")
+    copy = copy.to_empty(device=norm.weight.device)
+    copy.load_state_dict(norm.state_dict())
     return copy.requires_grad_(False).eval()
 
 

@@ -1,0 +1,28 @@
+"""Weights in the order that oneDNN computes with, made once and not in every call."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+class PackedWeights(nn.Module):
+    """A module that keeps a packed copy of its weights, as long as it stays where it is."""
+
+    def __init__(self):
+        super().__init__()
+        self._packed: Tensor | None = None
+
+    def packed(self, pack: Callable[[], Tensor]) -> Tensor:
+        """The packed weights, made by `pack` when there are none."""
+        if self._packed is None:
+            self._packed = pack()
+        return self._packed
+
+    def __getstate__(self) -> dict:
+        """Packed weights can be neither copied nor sent to another process."""
+        return {**self.__dict__, "_packed": None}
+
+    def _apply(self, *arguments, **options) -> "PackedWeights":
+        """Where modules move; the packed weights are those of before."""
+        self._packed = None
+        return super()._apply(*arguments, **options)
