@@ -38,25 +38,14 @@ from detr_fast.data.label_map import COCO_LABEL_MAP
 from detr_fast.data.transforms import resized_size, val_transform
 from detr_fast.evaluation.coco import CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
+from detr_fast.inference.benchmark.workloads import val2017_sizes
 from detr_fast.inference.engine import Engine
 
-SIZES = Path(__file__).resolve().parents[2] / "shared" / "data" / "val2017_sizes.json"
 STRIDE = 32
 LONG_TO_SHORT = 1333 / 800
 # Largest difference of a logit and of a normalised box coordinate of one image in two batches. In
 # bf16 another canvas blocks sums otherwise, and each rounding of the network may fall otherwise.
 TOLERANCES = {"fp32": (1e-4, 1e-5), "bf16": (0.1, 0.005), "fp16": (0.02, 0.001)}
-
-
-def read_sizes(path: Path, count: int) -> list[tuple[int, int]]:
-    """(height, width) of the first images of val2017."""
-    if not path.is_file():
-        raise SystemExit(f"no table of val2017's image sizes at {path}: give its path with --sizes")
-    table = json.loads(path.read_text())
-    entries = (table["first"] + table["more"])[:count]
-    if len(entries) < count:
-        raise SystemExit(f"{path} has {len(entries)} images, fewer than --images {count}")
-    return [(height, width) for _, height, width in entries]
 
 
 def counted(
@@ -145,12 +134,11 @@ def main() -> None:
     parser.add_argument("--short_side", type=int, default=800)
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sizes", type=Path, default=SIZES, help="table of val2017's image sizes")
     parser.add_argument("--count", action="store_true", help="print shares of padding, run nothing")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
 
-    sizes = read_sizes(args.sizes, args.images)
+    sizes = val2017_sizes()[: args.images]
     longest = round(args.short_side * LONG_TO_SHORT)
     resized = [resized_size(*size, args.short_side, longest) for size in sizes]
     figures = counted(sizes, resized, args.batch_size)
@@ -187,9 +175,7 @@ def main() -> None:
                 seconds[way].append(time.perf_counter() - start)
     throughput = {way: args.images / statistics.median(each) for way, each in seconds.items()}
     results = {
-        "settings": {
-            name: value for name, value in vars(args).items() if name not in ("sizes", "json")
-        },
+        "settings": {name: value for name, value in vars(args).items() if name != "json"},
         "cpu": environment()["cpu"],
         "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None,
         "threads": torch.get_num_threads(),

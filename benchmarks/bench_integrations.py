@@ -1,14 +1,15 @@
 """Ten training steps of transformers' own models, with this package's matcher under their losses.
 
-    python -m pytest benchmarks/bench_integrations.py --benchmark-group-by=group \
-        --benchmark-json=benchmarks/results/integrations.json
+    python -m pytest benchmarks/bench_integrations.py --benchmark-json=integrations.json
+    python benchmarks/report.py integrations.json --out benchmarks/results/MACHINE
 
-The models are random and their backbones tiny, so that what is seen is the loss. `matcher_ms` of a
-benchmark's extra_info is the time spent in the matcher in ten steps. The losses of both are
-compared before anything is timed. Threads as OMP_NUM_THREADS says.
+The models are random and their backbones tiny, so that what is seen is the loss. Timed are the ten
+steps, and in them the matcher alone. The losses of both are compared before. Threads as
+OMP_NUM_THREADS says.
 """
 
 import contextlib
+import statistics
 import time
 
 import pytest
@@ -74,6 +75,9 @@ def grouped():
     return transformers.LwDetrForObjectDetection(config), lw_detr.LwDetrHungarianMatcher
 
 
+MODELS = {"DETR": detr, "LW-DETR": grouped}
+
+
 def train(build, monkeypatch):
     """The losses of ten steps and the seconds spent in the matcher."""
     torch.manual_seed(0)
@@ -104,8 +108,9 @@ def train(build, monkeypatch):
 
 
 @pytest.mark.parametrize("matcher", ["transformers", "detr_fast"])
-@pytest.mark.parametrize("build", [detr, grouped], ids=["DETR", "LW-DETR"])
-def test_ten_steps(benchmark, monkeypatch, build, matcher):
+@pytest.mark.parametrize("model", MODELS)
+def test_ten_steps(benchmark, monkeypatch, model, matcher):
+    build = MODELS[model]
     theirs, _ = train(build, monkeypatch)
     spent = []
 
@@ -117,10 +122,10 @@ def test_ten_steps(benchmark, monkeypatch, build, matcher):
     with patched() if matcher == "detr_fast" else contextlib.nullcontext():
         assert steps() == pytest.approx(theirs, rel=1e-5)
         spent.clear()
-        benchmark.group = f"ten steps of {build.__name__}, {IMAGES} images"
         benchmark.pedantic(steps, rounds=3)
     benchmark.extra_info |= {
-        "matcher_ms": 1000 * sorted(spent)[len(spent) // 2],
-        "threads": torch.get_num_threads(),
-        "transformers": transformers.__version__,
+        "subject": matcher,
+        "model": model,
+        "images": IMAGES,
+        "matcher": statistics.median(spent),
     }

@@ -8,9 +8,6 @@ setting that costs half of PQ here can do so with a real model, and one that lea
 cannot.
 """
 
-import json
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,20 +16,12 @@ from detr_fast.data.panoptic_png import ids_to_rgb, rgb_to_ids
 from detr_fast.data.shapes import ShapesDataset
 from detr_fast.data.transforms import MAX_SIZE, resized_size
 from detr_fast.evaluation.panoptic import PanopticEvaluator
+from detr_fast.inference.benchmark.workloads import val2017_sizes
 from detr_fast.inference.panoptic import PostProcessPanoptic
 
-SIZES = Path(__file__).resolve().parents[2] / "shared/data/val2017_sizes.json"
-IMAGES = 100
 # Pixels of the model's input for each of these: the experiment is about proportions.
 REDUCTION = 8
 STRIDE = 4
-
-
-def image_sizes() -> list[tuple[int, int]]:
-    """(height, width) of COCO images, the first 32 in the order of the annotation file."""
-    content = json.loads(SIZES.read_text())
-    entries = [*content["first"], *content["more"]][:IMAGES]
-    return [(height, width) for _, height, width in entries]
 
 
 def nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -52,7 +41,7 @@ def evaluate(
 ) -> dict:
     """PQ, SQ and RQ of the model that is right, with these settings."""
     # Maps of a quarter of the pixels have the same proportions.
-    sizes = [(height // 2, width // 2) for height, width in image_sizes()]
+    sizes = [(height // 2, width // 2) for height, width in val2017_sizes()]
     scenes = ShapesDataset(len(sizes), seed=7, stuff=True)
     label_map = scenes.label_map
     truth = scenes.panoptic_ground_truth()
@@ -61,7 +50,7 @@ def evaluate(
     process = PostProcessPanoptic(label_map, threshold, merge_stuff=merge_stuff)
     inputs = [
         tuple(side // REDUCTION for side in resized_size(*size, short_side, MAX_SIZE))
-        for size in image_sizes()
+        for size in val2017_sizes()
     ]
     for start in range(0, len(sizes), batch_size):
         members = range(start, min(start + batch_size, len(sizes)))

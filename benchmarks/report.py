@@ -52,7 +52,8 @@ def summary(content: dict) -> dict:
     }
 
 
-MEASURED = ("subject", "median", "q1", "q3", "rounds")
+# "matcher" is the share of a benchmark's time in the matcher, in seconds.
+MEASURED = ("subject", "median", "q1", "q3", "rounds", "matcher")
 
 
 def by_workload(content: dict) -> dict[tuple, dict[str, dict]]:
@@ -91,6 +92,8 @@ def cell(runs: dict[str, dict], subject: str) -> str:
     if subject not in runs:
         return "-"
     time = duration(runs[subject]["median"])
+    if "matcher" in runs[subject]:
+        time += f", matcher {duration(runs[subject]['matcher'])}"
     if subject == OURS or OURS not in runs:
         return time
     ratio = runs[subject]["median"] / runs[OURS]["median"]

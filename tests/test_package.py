@@ -454,3 +454,11 @@ def test_cuda_kernels_are_built_without_a_gpu(tree, archs):
     assert info["available"], info["reason"]
     assert info["cuda_kernels"] is True
     assert info["cuda_arch_list"] == written["cuda_arch_list"]
+
+
+def test_no_two_sources_compile_to_one_object():
+    """`a.cpp` and `a.cu` in one folder would, and only a build with CUDA would notice."""
+    sources = [*CHECKOUT.glob("csrc/**/*.cpp"), *CHECKOUT.glob("csrc/**/*.cu")]
+    stems = [source.with_suffix("") for source in sources]
+    assert stems
+    assert len(stems) == len(set(stems))

@@ -1,7 +1,7 @@
 // zero_outside and zero_outside_ on CUDA: the contract is in detr_fast/ops/zero_outside.py. Only the
 // padding is written; extents are read on the device, and nothing here waits for it.
 
-#include "zero_outside.h"
+#include "clear_padding.h"
 
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -24,7 +24,7 @@ void clear_outside(const at::Tensor& features, const at::Tensor& extents) {
   const bool last = features.is_contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor bounds = extents.contiguous();
   const int64_t column_bytes = features.element_size() * (last ? channels : 1);
-  launch_zero_outside({static_cast<char*>(features.mutable_data_ptr()),
+  launch_clear_padding({static_cast<char*>(features.mutable_data_ptr()),
                        bounds.const_data_ptr<int64_t>(), static_cast<unsigned>(images),
                        static_cast<unsigned>(last ? 1 : channels), static_cast<int>(height),
                        static_cast<int>(width), column_bytes},

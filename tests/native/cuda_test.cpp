@@ -16,7 +16,7 @@
 #include "cpu/kernels.h"
 #include "cuda/assign_kernel.h"
 #include "cuda/matching_kernel.h"
-#include "cuda/zero_outside_kernel.h"
+#include "cuda/clear_padding_kernel.h"
 
 namespace detr_fast {
 __align__(16) char block_memory[cuda_on_host::kMostSharedBytes];

@@ -1,5 +1,5 @@
 // Padded feature maps on the GPU, and the launch that clears their padding. For the host and for
-// nvcc; no torch headers. The kernel is in zero_outside_kernel.h.
+// nvcc; no torch headers. The kernel is in clear_padding_kernel.h.
 
 #pragma once
 
@@ -21,6 +21,6 @@ struct PaddedGrid {
 
 // Writes zeros beyond the extent of each image, and nothing else. All bits zero is 0 in every floating
 // type, so that the type is only a number of bytes.
-void launch_zero_outside(const PaddedGrid& grid, const Launch& launch);
+void launch_clear_padding(const PaddedGrid& grid, const Launch& launch);
 
 }  // namespace detr_fast

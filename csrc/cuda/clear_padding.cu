@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "zero_outside_kernel.h"
+#include "clear_padding_kernel.h"
 
 namespace detr_fast {
 namespace {
@@ -11,7 +11,7 @@ constexpr long long kWarps = kClearingThreads / kWarpSize;
 
 }  // namespace
 
-void launch_zero_outside(const PaddedGrid& grid, const Launch& launch) {
+void launch_clear_padding(const PaddedGrid& grid, const Launch& launch) {
   // No more warps than an image can have pieces, and otherwise as many as there is room for.
   const long long row_bytes = grid.width * grid.column_bytes;
   const long long pieces = grid.planes * (grid.height + grid.height * row_bytes / kPieceBytes + 1);

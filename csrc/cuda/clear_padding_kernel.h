@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "block.h"
-#include "zero_outside.h"
+#include "clear_padding.h"
 
 namespace detr_fast {
 
