@@ -52,9 +52,13 @@ const AttentionKernel* kernel_for(const at::Tensor& query, double dropout) {
 // Entries of a head side by side, as the kernels read them.
 at::Tensor dense_heads(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
 
-const char* head_of(const at::Tensor& x, int64_t image, int64_t head) {
-  return static_cast<const char*>(x.const_data_ptr()) +
-         (image * x.stride(0) + head * x.stride(1)) * x.element_size();
+// Where a row of a head lies, in bytes from the start of the tensor.
+int64_t offset_of(const at::Tensor& x, int64_t image, int64_t head, int64_t row) {
+  return (image * x.stride(0) + head * x.stride(1) + row * x.stride(2)) * x.element_size();
+}
+
+const char* row_of(const at::Tensor& x, int64_t image, int64_t head, int64_t row) {
+  return static_cast<const char*>(x.const_data_ptr()) + offset_of(x, image, head, row);
 }
 
 // The valid keys of every (image, head), in this order.
@@ -70,8 +74,8 @@ std::vector<HeadKeys> heads_of(const at::Tensor& key, const at::Tensor& value,
       row = std::clamp<int64_t>(valid[1], 0, columns);
     }
     for (int64_t h = 0; h < heads; ++h) {
-      result.push_back({head_of(key, b, h), head_of(value, b, h), key.stride(2), value.stride(2),
-                        rows * row, row, extents ? columns : keys, key.size(3)});
+      result.push_back({row_of(key, b, h, 0), row_of(value, b, h, 0), key.stride(2),
+                        value.stride(2), rows * row, row, extents ? columns : keys, key.size(3)});
     }
   }
   return result;
@@ -84,6 +88,8 @@ Result attend_all(const AttentionKernel& kernel, const at::Tensor& query, const 
   const int64_t size = query.size(3);
   at::Tensor out = at::empty({images, queries, heads, size}, query.options()).transpose(1, 2);
   at::Tensor logsumexp = at::empty({images, heads, queries}, query.options().dtype(at::kFloat));
+  char* out_to = static_cast<char*>(out.mutable_data_ptr());
+  float* logsumexp_to = logsumexp.mutable_data_ptr<float>();
   const std::vector<HeadKeys> all = heads_of(key, value, extents, columns);
 
   // Each head starts on a cache line.
@@ -105,20 +111,17 @@ Result attend_all(const AttentionKernel& kernel, const at::Tensor& query, const 
   for_each_problem(count * blocks, pairs, nothing, [&](int64_t k, std::nullptr_t) {
     const int64_t head = k / blocks, first = k % blocks * kQueryBlock;
     const int64_t here = std::min(queries - first, kQueryBlock);
-    const auto rows = [&](const at::Tensor& x) {
-      return head_of(x, head / heads, head % heads) + first * x.stride(2) * x.element_size();
-    };
-    const QueryBlock block{rows(query), const_cast<char*>(rows(out)),
-                           logsumexp.mutable_data_ptr<float>() + head * queries + first,
-                           query.stride(2), out.stride(2), here};
+    const int64_t b = head / heads, h = head % heads;
+    float* sums = logsumexp_to + head * queries + first;
     if (all[head].count > 0) {
+      const QueryBlock block{row_of(query, b, h, first), out_to + offset_of(out, b, h, first), sums,
+                             query.stride(2), out.stride(2), here};
       kernel.attend(block, all[head], packed + starts[head]);
       return;
     }
-    for (int64_t i = 0; i < here; ++i) {
-      std::memset(static_cast<char*>(block.out) + i * block.out_stride * out.element_size(), 0,
-                  size * out.element_size());
-      block.logsumexp[i] = -std::numeric_limits<float>::infinity();
+    std::fill_n(sums, here, -std::numeric_limits<float>::infinity());
+    for (int64_t i = first; i < first + here; ++i) {
+      std::memset(out_to + offset_of(out, b, h, i), 0, size * out.element_size());
     }
   });
   return {out, logsumexp};

@@ -13,18 +13,19 @@ constexpr int64_t kHeadSizeStep = 16, kMostHeadSize = 128;
 // on the other images nor on the number of threads.
 constexpr int64_t kQueryBlock = 48;
 
-// The keys and values of one head that lie within the image: `row` in succession of every `columns`.
+// The keys and values of one head, of which those within the image count: in a grid in row-major
+// order the first `row` of every `columns`, `count` in all.
 struct HeadKeys {
-  const void *key, *value;          // of the first
+  const void *key, *value;           // of the first
   int64_t key_stride, value_stride;  // from one to the next, in elements
   int64_t count, row, columns;
   int64_t head_size;
 };
 
 struct QueryBlock {
-  const void* query;  // of the first
-  void* out;
-  float* logsumexp;                 // to base 2, one a query
+  const void* query;                 // of the first
+  void* out;                         // of the first
+  float* logsumexp;                  // to base 2, one a query
   int64_t query_stride, out_stride;  // from one to the next, in elements
   int64_t count;
 };

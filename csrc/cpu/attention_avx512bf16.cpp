@@ -12,7 +12,8 @@
 #include <cstring>
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
                              apply_to = function)
 #else
 #pragma GCC push_options
@@ -33,10 +34,10 @@ struct BFloat16 {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }
   static __m512i widened(const uint16_t* from) {
-    if (from == nullptr) return _mm512_setzero_si512();
     const auto* vector = reinterpret_cast<const __m256i*>(from);
     return _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(vector));
   }
+  // Without a second row its halves are 0.
   static void pack_values(const uint16_t* const (&from)[2], int64_t d, uint32_t* to) {
     const __m512i second = from[1] ? widened(from[1] + d) : _mm512_setzero_si512();
     _mm512_storeu_si512(to, _mm512_or_si512(widened(from[0] + d),

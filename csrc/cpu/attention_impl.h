@@ -17,9 +17,9 @@ namespace DETR_FAST_CAPABILITY {
 constexpr int kLanes = 16;
 // 24 sums in registers hide the latency of the multiply-adds: 6 queries by 4 vectors of keys.
 constexpr int kTile = 6, kStrip = 4;
-// Of keys, between two corrections of the sums: their keys and values stay in the first cache.
+// Keys between two corrections of the sums; with their values they stay in the nearest caches while
+// every tile of the queries passes over them.
 constexpr int kKeyBlock = 256;
-constexpr int kTiles = kQueryBlock / kTile;
 static_assert(kQueryBlock % kTile == 0 && kKeyBlock % (kLanes * kStrip) == 0);
 
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -103,9 +103,8 @@ struct Attention {
     for (int64_t i = 0; i < head.count; i += kInWord, to += head.head_size) {
       const Element* from[kInWord];
       for (int64_t j = 0; j < kInWord; ++j) {
-        const bool inside = i + j < head.count;
-        from[j] = inside ? static_cast<const Element*>(head.value) + place(i + j) * head.value_stride
-                         : nullptr;
+        const auto* first = static_cast<const Element*>(head.value);
+        from[j] = i + j < head.count ? first + place(i + j) * head.value_stride : nullptr;
       }
       for (int64_t d = 0; d < head.head_size; d += kLanes) Format::pack_values(from, d, to + d);
     }
@@ -183,8 +182,7 @@ struct Attention {
       }
       Format::store_weights(weight, weights + v / kInWord * kLanes);
     }
-    const float correction =
-        _mm512_cvtss_f32(exp2(_mm512_set1_ps((highest - now) * scale)));
+    const float correction = _mm512_cvtss_f32(exp2(_mm512_set1_ps((highest - now) * scale)));
     highest = now;
     sum = sum * correction + sum_of(total);
     return correction;
