@@ -2,10 +2,13 @@
 // tensors are not here: each file of cpu/ and cuda/ registers its own with torch's dispatcher.
 
 #include <string>
+#include <vector>
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include "cpu/attention.h"
 #include "cpu/kernels.h"
 
 void bind_linear_sum_assignment(pybind11::module_& module);
@@ -22,6 +25,14 @@ std::string compiler() {
 #endif
 }
 
+// The names of torch's dtypes that attention has a kernel for on this CPU.
+std::vector<std::string> attention_dtypes() {
+  std::vector<std::string> names;
+  if (detr_fast::attention_kernel_float()) names.push_back("float32");
+  if (detr_fast::attention_kernel_bfloat16()) names.push_back("bfloat16");
+  return names;
+}
+
 pybind11::dict build_info() {
   using pybind11::literals::operator""_a;
   return pybind11::dict(
@@ -29,6 +40,7 @@ pybind11::dict build_info() {
       "cxx_standard"_a = static_cast<long>(__cplusplus),
       "torch"_a = DETR_FAST_TORCH_VERSION,
       "cpu_capability"_a = detr_fast::cpu_kernels().capability,
+      "cpu_attention_dtypes"_a = attention_dtypes(),
 #ifdef _OPENMP
       "openmp"_a = true,
 #else

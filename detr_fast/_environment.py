@@ -46,7 +46,7 @@ def operations() -> list[dict]:
     Returns:
         One dict an operation: `name`; `cpu` and `cuda`, each "extension kernel", "Triton kernel",
         "torch kernel" or "reference"; and `cpu_slow` and `cuda_slow`, why the faster kernel is not
-        there, None where it is.
+        there, None where it is, and on a CPU where torch has one of its own.
     """
     import torch
 
@@ -63,7 +63,9 @@ def operations() -> list[dict]:
         entry = {"name": name.removeprefix("detr_fast::")}
         if entry["name"] in _library.TRITON_OPERATIONS:
             installed = _library.triton_is_installed()
-            entry.update(cpu=_TORCH, cpu_slow=None, cuda=_TRITON if installed else _TORCH)
+            compiled = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+            entry.update(cpu=_KERNEL if compiled else _TORCH, cpu_slow=None)
+            entry["cuda"] = _TRITON if installed else _TORCH
             entry["cuda_slow"] = None if installed else "Triton is not installed"
             listed.append(entry)
             continue

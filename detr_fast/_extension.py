@@ -39,8 +39,9 @@ def build_info() -> dict:
         A dict with `version`, `available` and `reason` (see `reason()`); where a build left its
         record, `compiled`, `torch` and `python` (versions at build time), `cuda_kernels`,
         `cuda_reason` (why there are none), `cuda_toolkit` and `cuda_arch_list`; and, where the
-        module is loaded, its `compiler`, `cxx_standard` (the value of `__cplusplus`), `openmp` and
-        `cpu_capability` (the instruction set that the CPU kernels use here).
+        module is loaded, its `compiler`, `cxx_standard` (the value of `__cplusplus`), `openmp`,
+        `cpu_capability` (the instruction set that the CPU kernels use here) and
+        `cpu_attention_dtypes` (those that attention has a kernel for here).
     """
     compiled, why_not = _load()
     info = {"version": __version__, "available": compiled is not None, "reason": why_not}

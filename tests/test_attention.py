@@ -1,6 +1,7 @@
 """attention: its contract, its reference and gradient, and that its kernels compile everywhere.
 
-The kernels themselves are held against the reference in test_attention_kernels.py.
+The kernels themselves are held against the reference in test_attention_kernels.py, that of CPUs in
+test_attention_cpu.py.
 """
 
 import importlib.util

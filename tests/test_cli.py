@@ -224,7 +224,9 @@ def test_env_says_what_the_dispatcher_does(capsys):
         kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{name}", "CUDA")
         assert entry["cuda"] == ("Triton kernel" if kernel else "torch kernel")
         assert (entry["cuda_slow"] is None) is kernel
-        assert (entry["cpu"], entry["cpu_slow"]) == ("torch kernel", None)
+        compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{name}", "CPU")
+        assert entry["cpu"] == ("extension kernel" if compiled else "torch kernel")
+        assert entry["cpu_slow"] is None
     for name, entry in listed.items():
         for key in ("CPU", "CUDA"):
             kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{name}", key)
@@ -262,6 +264,8 @@ BUILT = {
     "compiler": "gcc 12.2.0",
     "cxx_standard": 201703,
     "openmp": True,
+    "cpu_capability": "avx512",
+    "cpu_attention_dtypes": ["float32", "bfloat16"],
     "torch": "2.11.0",
     "cuda_kernels": True,
     "cuda_reason": None,

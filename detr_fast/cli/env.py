@@ -37,7 +37,7 @@ def render(report: dict) -> str:
         ("extension", _built(build)),
     ]
     if build["available"]:
-        rows.append(("", _built_cuda(build)))
+        rows += [("", _built_cpu(build)), ("", _built_cuda(build))]
     text = [f"{label:<10} {value}" for label, value in rows]
     return "\n".join([*text, "", *render_operations(report["operations"])])
 
@@ -66,6 +66,11 @@ def _built(build: dict) -> str:
     standard = f"C++{build['cxx_standard'] // 100 % 100}"
     threads = "OpenMP" if build["openmp"] else "one thread"
     return f"in use; {build['compiler']}, {standard}, {threads}, torch {build['torch']}"
+
+
+def _built_cpu(build: dict) -> str:
+    dtypes = " and ".join(build["cpu_attention_dtypes"]) or "no dtype"
+    return f"CPU kernels for {build['cpu_capability']}, that of attention for {dtypes}"
 
 
 def _built_cuda(build: dict) -> str:

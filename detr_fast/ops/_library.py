@@ -16,7 +16,7 @@ from .. import _extension
 
 _library = torch.library.Library("detr_fast", "DEF")
 
-# Operations whose kernels are in Triton; where these are not, torch has kernels of its own.
+# Operations whose kernels on CUDA are in Triton; where there are none, torch has its own.
 TRITON_OPERATIONS: set[str] = set()
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -68,6 +68,12 @@ def define_triton(module: str, *names: str) -> frozenset[str]:
     for name in names:
         _library.impl(name, _imported_when_called(module, name), "CUDA")
     return frozenset({"cuda"})
+
+
+def compiled_attention_dtypes() -> frozenset[torch.dtype]:
+    """The dtypes that attention has a compiled kernel for on this CPU."""
+    names = _extension.build_info().get("cpu_attention_dtypes", ())
+    return frozenset(getattr(torch, name) for name in names)
 
 
 def _imported_when_called(module: str, name: str) -> Callable:

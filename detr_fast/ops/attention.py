@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 
 from ..reference import attention as reference
-from ._library import check_floating, define, define_autograd, define_triton
+from ._library import (
+    check_floating,
+    compiled_attention_dtypes,
+    define,
+    define_autograd,
+    define_triton,
+)
 
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -22,8 +28,11 @@ def attention(
     The keys of an image lie on a grid in row-major order; those beyond the image's extent weigh 0,
     whatever finite values they hold. Differentiable. An image's result does not depend on the other
     images of the batch. On CUDA, where Triton is installed and D is 16 to 128, float16, bfloat16
-    and float32 run a fused kernel that skips the rows of keys below an image; everything else goes
-    through `torch.nn.functional.scaled_dot_product_attention`, its kernels and its gradient.
+    and float32 run a fused kernel that skips the rows of keys below an image. On a CPU with AVX-512
+    float32, and with AVX512-BF16 bfloat16 too, run a compiled one over the valid keys alone where
+    no gradient is recorded, there is no dropout and D is a multiple of 16 up to 128. Everything
+    else goes through `torch.nn.functional.scaled_dot_product_attention`, its kernels and its
+    gradient.
 
     Args:
         query: (B, H, L, D), floating point, any strides.
@@ -43,7 +52,7 @@ def attention(
     """
     _check(query, key, value, extents, grid, dropout)
     columns = 1 if grid is None else max(grid[1], 1)
-    if _takes_kernel(query):
+    if _takes_kernel(query) or _takes_inference_kernel(query, key, value, dropout):
         seed = None
         if dropout > 0:
             seed = torch.randint(2**62, (1,), device=query.device)
@@ -57,6 +66,18 @@ def _takes_kernel(query: Tensor) -> bool:
         query.device.type in _KERNEL_DEVICES
         and query.dtype in _KERNEL_DTYPES
         and 16 <= query.shape[3] <= 128
+    )
+
+
+def _takes_inference_kernel(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+    recorded = query.requires_grad or key.requires_grad or value.requires_grad
+    return (
+        query.device.type == "cpu"
+        and query.dtype in _COMPILED_DTYPES
+        and 16 <= query.shape[3] <= 128
+        and query.shape[3] % 16 == 0
+        and dropout == 0
+        and not (recorded and torch.is_grad_enabled())
     )
 
 
@@ -148,4 +169,5 @@ _backward_operation = define(
 )
 define_autograd("attention", _backward, _setup_context)
 
+_COMPILED_DTYPES = compiled_attention_dtypes()
 _KERNEL_DEVICES = define_triton("attention", "attention", "attention_backward")

@@ -1,0 +1,62 @@
+// The attention kernel for float32 and AVX-512.
+// What follows the target pragma is compiled for it; the standard library is included before.
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+
+#define DETR_FAST_CAPABILITY avx512
+#include "attention_impl.h"
+
+namespace detr_fast {
+namespace avx512 {
+
+// A word is a float.
+struct Float {
+  using Element = float;
+  static constexpr int kInWord = 1;
+  static __m512 multiply_add(__m512 sum, __m512i a, __m512i b) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
+  }
+  static void pack_values(const float* const (&from)[1], int64_t d, uint32_t* to) {
+    _mm512_storeu_ps(to, _mm512_loadu_ps(from[0] + d));
+  }
+  static void store_weights(const __m512 (&weight)[1], uint32_t* to) {
+    _mm512_storeu_ps(to, weight[0]);
+  }
+  static void store(__m512 a, float* to) { _mm512_storeu_ps(to, a); }
+};
+
+}  // namespace avx512
+}  // namespace detr_fast
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace detr_fast {
+
+const AttentionKernel& avx512_attention() {
+  static constexpr AttentionKernel kernel = avx512::make_attention<avx512::Float>();
+  return kernel;
+}
+
+}  // namespace detr_fast
+
+#endif
