@@ -150,7 +150,9 @@ def test_peak_memory_is_that_of_the_call():
     assert total == 2**24
     if peak is None:
         pytest.skip("this system does not tell the peak memory of a process")
-    assert 2**26 <= peak <= 2**26 + 2**25
+    # Linux counts resident pages in batches on each processor, and the total may lag by these; what
+    # else the process frees or takes is in it too.
+    assert 2**26 - 2**21 <= peak <= 2**26 + 2**25
 
 
 # Workloads
