@@ -198,14 +198,16 @@ def assert_the_shipped_weights_hold(precision: str, pictures: int):
     assert (parity.images, parity.faults(precision)) == (pictures, [])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_shipped_weights_hold(precision):
-    assert_the_shipped_weights_hold(precision, 150)
+# One box that crosses a threshold of overlap moves the AP of 150 pictures by up to a thousandth, of
+# 600 by a quarter of that: only there is it the precision that is measured.
+@pytest.mark.parametrize(("precision", "pictures"), [("fp32", 150), ("bf16", 600)])
+def test_the_shipped_weights_hold(precision, pictures):
+    assert_the_shipped_weights_hold(precision, pictures)
 
 
 @pytest.mark.slow
 def test_the_shipped_weights_hold_in_fp16(fp16_on_a_cpu):
-    assert_the_shipped_weights_hold("fp16", 300)
+    assert_the_shipped_weights_hold("fp16", 600)
 
 
 def test_evaluation_in_a_precision(capsys):
