@@ -207,7 +207,7 @@ def test_the_shipped_weights_hold(precision, pictures):
 
 @pytest.mark.slow
 def test_the_shipped_weights_hold_in_fp16(fp16_on_a_cpu):
-    assert_the_shipped_weights_hold("fp16", 600)
+    assert_the_shipped_weights_hold("fp16", 300)
 
 
 def test_evaluation_in_a_precision(capsys):
