@@ -29,7 +29,6 @@ def fp16_on_a_cpu(monkeypatch):
     from detr_fast.inference import engine
 
     monkeypatch.setattr(engine, "check_precision", lambda *_: None)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
 
 
 def pytest_collection_modifyitems(items):

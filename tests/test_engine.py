@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import tolerances
@@ -64,6 +65,15 @@ def test_float32_is_the_model(model, exact):
 
 @pytest.mark.filterwarnings("ignore:this CPU has no instructions for bf16")
 def test_bf16_is_near_the_model(model):
+    assert compare(model, Engine(model, "bf16"), [images(*MIXED)]).faults("bf16") == []
+
+
+def test_bf16_works_where_onednn_refuses_it(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    refuse = partial(pytest.fail, "oneDNN was asked")
+    for name in ("_linear_pointwise", "_convolution_pointwise", "_convolution_pointwise_"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, refuse)
+    model = model_with_statistics("detr_tiny")
     assert compare(model, Engine(model, "bf16"), [images(*MIXED)]).faults("bf16") == []
 
 

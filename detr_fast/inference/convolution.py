@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from .packed import PackedWeights
+from .packed import PackedWeights, onednn_takes
 
 Norm = FrozenBatchNorm2d | nn.BatchNorm2d
 
@@ -46,7 +46,7 @@ class FusedConvolution(PackedWeights):
         geometry = (self.stride, self.padding, self.dilation)
         if x.is_cuda:
             return self._by_cudnn(x, other, *geometry)
-        if torch.backends.mkldnn.is_available():
+        if onednn_takes(x):
             return self._by_onednn(x, other, *geometry)
         out = F.conv2d(x, self.weight, self.bias, *geometry)
         if other is not None:

@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed import PackedWeights
-
-_PACKED_DTYPES = (torch.float32, torch.bfloat16)
+from .packed import PackedWeights, onednn_takes
 
 
 class FusedLinear(PackedWeights):
@@ -35,13 +33,10 @@ class FusedLinear(PackedWeights):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        if x.is_cpu and x.numel() > 0 and self._has_onednn():
+        if onednn_takes(x) and x.numel() > 0:
             rows = x.numel() // x.shape[-1]
             weight = self.packed(lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, rows))
             unary = "relu" if self.relu else "none"
             return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, unary, [], "")
         out = F.linear(x, self.weight, self.bias)
         return out.relu_() if self.relu else out
-
-    def _has_onednn(self) -> bool:
-        return torch.backends.mkldnn.is_available() and self.weight.dtype in _PACKED_DTYPES

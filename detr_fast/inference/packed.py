@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+
+
+def onednn_takes(x: Tensor) -> bool:
+    """Whether oneDNN multiplies tensors like this one here; bfloat16 it refuses on older CPUs."""
+    if not x.is_cpu or not torch.backends.mkldnn.is_available():
+        return False
+    bf16 = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return x.dtype == torch.float32 or bf16
 
 
 class PackedWeights(nn.Module):
