@@ -6,7 +6,7 @@
 // Costs in float are the same in every bit whatever the instruction set and the device: they are
 // made of additions, multiplications, divisions and comparisons alone, which IEEE 754 rounds in one
 // way. So whoever includes this compiles without contraction to fused multiply-adds, with exact
-// division and with denormal numbers, and adds what softmax_statistics adds in its order.
+// division and with denormal numbers, and adds exponentials in the order of kSoftmaxParts.
 //
 // Functions are static because the CPU kernels include this once for each instruction set, and the
 // linker must not merge what was compiled for different ones.
@@ -101,32 +101,77 @@ HOST_DEVICE static inline T matching_cost(const CostBox<T>& query, const CostBox
   return (bbox + labelled) - static_cast<T>(weights.giou) * generalized_iou(query, target);
 }
 
-// exp for x <= 0, to about two units in the last place of float; what would be denormal is the
-// smallest normal number instead.
+// Arithmetic on one float, as Simd in cpu/simd.h does it on vectors of them: a formula over either
+// stands once.
+struct OneFloat {
+  using Vector = float;
+  HOST_DEVICE static float broadcast(float a) { return a; }
+  HOST_DEVICE static float add(float a, float b) { return a + b; }
+  HOST_DEVICE static float sub(float a, float b) { return a - b; }
+  HOST_DEVICE static float mul(float a, float b) { return a * b; }
+  // b if one of them is NaN.
+  HOST_DEVICE static float max(float a, float b) { return a > b ? a : b; }
+  // Of the last bits of a makes the exponent of a power of two.
+  HOST_DEVICE static float power_of_last_bits(float a) {
+    union {
+      float value;
+      unsigned bits;
+    } number;
+    number.value = a;
+    number.bits <<= 23;
+    return number.value;
+  }
+};
+
+// 2^n, n >= -126, is that of the last bits of n + kPowers: 1.5 * 2^23, to which adding rounds to an
+// integer, and the offset of exponents.
+constexpr float kPowers = 12582912.0f + 127.0f;
+constexpr float kLog2OfE = 1.44269504f;
+
+// 2^f times 2^n for |f| <= 1/2, to one unit in the last place.
+template <class A>
+HOST_DEVICE static inline typename A::Vector scaled_power_of_two(typename A::Vector f,
+                                                                 typename A::Vector n_and_powers) {
+  // Of the polynomials that are 1 at 0 the one with the least relative error, in pairs of terms
+  // that need not wait for each other.
+  const auto square = A::mul(f, f);
+  const auto pair = [&](float constant, float linear) {
+    return A::add(A::mul(A::broadcast(linear), f), A::broadcast(constant));
+  };
+  auto y = A::mul(A::broadcast(1.53551548e-4f), square);
+  y = A::mul(A::add(y, pair(9.61842947e-3f, 1.33989356e-3f)), square);
+  y = A::mul(A::add(y, pair(2.40226477e-1f, 5.55033237e-2f)), square);
+  y = A::add(y, pair(1.0f, 6.93147182e-1f));
+  return A::mul(y, A::power_of_last_bits(n_and_powers));
+}
+
+// exp(x - top) for x <= top, as softmax needs it: to about a unit in the last place of 1, for the
+// relative error grows with the difference, but the value falls faster. What is below 2^-125 is
+// that.
+template <class A>
+HOST_DEVICE static inline typename A::Vector exp_of_difference(typename A::Vector x,
+                                                               typename A::Vector top) {
+  const auto exponent =
+      A::max(A::broadcast(-125.0f), A::mul(A::sub(x, top), A::broadcast(kLog2OfE)));
+  const auto rounded = A::add(exponent, A::broadcast(kPowers));
+  return scaled_power_of_two<A>(A::sub(exponent, A::sub(rounded, A::broadcast(kPowers))), rounded);
+}
+
+HOST_DEVICE static inline float exp_of_difference(float x, float top) {
+  return exp_of_difference<OneFloat>(x, top);
+}
+
+HOST_DEVICE static inline double exp_of_difference(double x, double top) { return ::exp(x - top); }
+
+// exp for x <= 0, to about two units in the last place of float; what is below 2^-125 is that.
 HOST_DEVICE static inline float exp_of_negative(float x) {
-  constexpr float kLowest = -87.33f;  // of the exponents of normal results
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  constexpr float kLowest = -86.6433976f;  // ln(2^-125)
   x = x < kLowest ? kLowest : x;
-  const float shifted = x * 1.44269504f + kRound;
-  const float n = shifted - kRound;
+  const float rounded = x * kLog2OfE + kPowers;
+  const float n = rounded - kPowers;
   // ln 2 in two parts, the first with so few digits that n times it is exact.
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  // Taylor's polynomial of degree 7, from the last term: |r| <= ln(2) / 2.
-  float y = 1.98412698e-4f;
-  y = y * r + 1.38888889e-3f;
-  y = y * r + 8.33333333e-3f;
-  y = y * r + 4.16666667e-2f;
-  y = y * r + 1.66666667e-1f;
-  y = y * r + 0.5f;
-  y = y * r + 1.0f;
-  y = y * r + 1.0f;
-  union {
-    float value;
-    int bits;
-  } power, rounded;
-  rounded.value = shifted;
-  power.bits = (rounded.bits - 0x4B400000 + 127) << 23;
-  return y * power.value;
+  const float rest = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  return scaled_power_of_two<OneFloat>(rest * kLog2OfE, rounded);
 }
 
 HOST_DEVICE static inline double exp_of_negative(double x) { return ::exp(x); }
@@ -206,66 +251,15 @@ HOST_DEVICE static inline T focal_term(T logit, const FocalParameters& focal) {
   return (alpha * power_of_not_p) * minus_log_p - ((T(1) - alpha) * power_of_p) * minus_log_not_p;
 }
 
-// The class term of softmax is -exp_of_negative(logit - largest) * inverse.
-template <class T>
-struct SoftmaxStatistics {
-  T largest;  // of the logits of a query; NaN does not raise it
-  T inverse;  // of the sum of their exponentials relative to it; NaN if there is one among them
-};
-
-// GCC unrolls a loop as short as the one this stands before, and then finds no vector in it. With
-// AVX-512, where it would be one instruction, that takes a third more time in all.
-#if defined(DETR_FAST_AVX512) && !defined(__clang__)
-#define DETR_FAST_KEPT_AS_LOOP _Pragma("GCC unroll 1")
-#else
-#define DETR_FAST_KEPT_AS_LOOP
-#endif
-
+// The class term of softmax is -exp_of_difference(logit, largest) * inverse, where `largest` is that
+// of a query's logits, which NaN does not raise, and `inverse` that of the sum of
+// exp_of_difference(logit, largest) over them, NaN if there is one among them.
+//
 // Sums are kept in as many parts on every machine, so that they round alike. With `even` the
 // largest multiple of kSoftmaxParts in the number of logits and `rest` what is left: logit c < even
 // is added to part c % kSoftmaxParts, in the order of c, and logit even + k to part kSoftmaxParts -
 // rest + k; then part k + h to part k for h = 8, 4, 2, 1.
 constexpr int kSoftmaxParts = 16;
-
-template <int kHalf, class T, class Join>
-HOST_DEVICE static inline T join_parts(T* parts, const Join& join) {
-  for (int k = 0; k < kHalf; ++k) parts[k] = join(parts[k], parts[k + kHalf]);
-  if constexpr (kHalf > 1) join_parts<kHalf / 2>(parts, join);
-  return parts[0];
-}
-
-template <class T>
-HOST_DEVICE static inline SoftmaxStatistics<T> softmax_statistics(const T* logits,
-                                                                  long long count) {
-  constexpr int kParts = kSoftmaxParts;
-  T high[kParts], sum[kParts], counted[kParts], few[kParts];
-  const long long even = count / kParts * kParts;
-  const int rest = static_cast<int>(count - even);
-  // The last kParts logits, of which the first have been counted before the rest is.
-  const T* last = logits + count - kParts;
-  if (count < kParts) {
-    for (int k = 0; k < kParts; ++k) few[k] = logits[k < kParts - rest ? 0 : k - (kParts - rest)];
-    last = few;
-  }
-  DETR_FAST_KEPT_AS_LOOP
-  for (int k = 0; k < kParts; ++k) {
-    high[k] = last[k];
-    counted[k] = k < kParts - rest ? T(0) : T(1);
-    sum[k] = 0;
-  }
-  for (long long c = 0; c < even; c += kParts) {
-    DETR_FAST_KEPT_AS_LOOP
-    for (int k = 0; k < kParts; ++k) high[k] = larger(high[k], logits[c + k]);
-  }
-  const T top = join_parts<kParts / 2>(high, [](T a, T b) { return larger(a, b); });
-  for (long long c = 0; c < even; c += kParts) {
-    for (int k = 0; k < kParts; ++k) sum[k] += exp_of_negative(logits[c + k] - top);
-  }
-  // Times 0 or 1, where a choice would be a branch. What is counted 0 times is NaN only if the sum
-  // is, since it is counted elsewhere.
-  for (int k = 0; k < kParts; ++k) sum[k] += exp_of_negative(last[k] - top) * counted[k];
-  return {top, T(1) / join_parts<kParts / 2>(sum, [](T a, T b) { return a + b; })};
-}
 
 // Costs that are NaN, infinite or larger in size than `largest` are replaced by `stand_in`.
 struct CostRange {

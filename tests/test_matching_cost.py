@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 import torchvision
-from tolerances import MATCHING_COST_FLOAT32, MATCHING_COST_FLOAT64, MATCHING_COST_HALF
+from tolerances import (
+    FOCAL_TERM_FLOAT32,
+    MATCHING_COST_FLOAT32,
+    MATCHING_COST_FLOAT64,
+    MATCHING_COST_HALF,
+    SOFTMAX_TERM_FLOAT32,
+)
 from torch import Tensor
 
 from detr_fast.ops.matching_cost import matching_cost
@@ -96,6 +102,20 @@ def test_equals_the_formula(queries, dtype, tolerance, class_cost, implementatio
     assert cost.dtype == dtype
     expected = expected_cost(*inputs, class_cost=class_cost, **WEIGHTS)
     torch.testing.assert_close(cost.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3, 30, 1000])
+@pytest.mark.parametrize(
+    ("class_cost", "eps", "tolerance"),
+    [("softmax", 0, SOFTMAX_TERM_FLOAT32), ("focal", 0, FOCAL_TERM_FLOAT32)],
+)
+def test_the_class_term_is_as_exact_as_float32(class_cost, eps, tolerance, scale, implementation):
+    inputs = arguments(sets=1, queries=300, classes=92, counts=(40, 40))
+    inputs = (inputs[0] * scale, *inputs[1:])
+    options = {"class_cost": class_cost, "eps": eps, "weight_bbox": 0.0, "weight_giou": 0.0}
+    cost = implementation(*inputs, **options)
+    expected = expected_cost(*inputs, **options)
+    torch.testing.assert_close(cost.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 16, 91, 92, 366])

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "simd_softmax.h"
 
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
@@ -23,7 +24,7 @@ struct QueryArrays {
   }
 
   T *cx, *cy, *w, *h, *x0, *y0, *x1, *y1, *area;
-  T *largest, *inverse;  // see SoftmaxStatistics
+  T *largest, *inverse;  // of softmax, see kSoftmaxParts
 };
 
 inline size_t matching_cost_bytes(int64_t queries, size_t cost_bytes) {
@@ -61,14 +62,19 @@ void matching_cost_of_image(const ImageMatching<T>& image, const MatchingOptions
     of.area[q] = box.area;
   }
   // One pass over the logits, which are most of what is read.
-  for (int64_t q = 0; q < queries; ++q) {
-    const T* logits = image.logits + q * image.classes;
+  constexpr int kBlock = Simd<T>::kLanes;
+  for (int64_t first = 0; first < queries; first += kBlock) {
+    const int count = static_cast<int>(queries - first < kBlock ? queries - first : kBlock);
+    const T* logits = image.logits + first * image.classes;
     if (!options.focal) {
-      const auto statistics = softmax_statistics(logits, image.classes);
-      of.largest[q] = statistics.largest;
-      of.inverse[q] = statistics.inverse;
+      softmax_statistics(logits, count, image.classes, of.largest + first, of.inverse + first);
     }
-    for (int64_t t = 0; t < image.targets; ++t) cost[t * queries + q] = logits[image.labels[t]];
+    for (int q = 0; q < count; ++q) {
+      T* own = cost + first + q;
+      for (int64_t t = 0; t < image.targets; ++t) {
+        own[t * queries] = logits[q * image.classes + image.labels[t]];
+      }
+    }
   }
   for (int64_t t = 0; t < image.targets; ++t) {
     const T* b = image.target_boxes + 4 * t;
@@ -78,7 +84,7 @@ void matching_cost_of_image(const ImageMatching<T>& image, const MatchingOptions
       focal_terms(row, queries, options.focal_parameters);
     } else {
       for (int64_t q = 0; q < queries; ++q) {
-        row[q] = -exp_of_negative(row[q] - of.largest[q]) * of.inverse[q];
+        row[q] = -exp_of_difference(row[q], of.largest[q]) * of.inverse[q];
       }
     }
     for (int64_t q = 0; q < queries; ++q) {

@@ -77,10 +77,10 @@ void match(const MatchingInputs& inputs, const MatchingOptions& options, at::Ten
   // Each thread begins with its largest problem, after which it allocates nothing.
   const std::vector<int64_t> order = largest_first(
       inputs.sets() * groups * images, [&](int64_t k) { return inputs.targets_of(k % images); });
-  // The softmax of a query costs about half as much as so many matrix entries as there are classes.
+  // The softmax of a query costs about a quarter of as many matrix entries as there are classes.
   int64_t per_query = targets;
   for (int64_t b = 0; b < images && !options.focal; ++b) {
-    per_query += inputs.targets_of(b) > 0 ? inputs.classes() / 2 : 0;
+    per_query += inputs.targets_of(b) > 0 ? inputs.classes() / 4 : 0;
   }
   const int64_t entries = inputs.sets() * inputs.queries() * per_query;
   int64_t* queries_of_targets = answer.mutable_data_ptr<int64_t>();

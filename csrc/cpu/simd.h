@@ -8,6 +8,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../matching_cost.h"
+
 #if defined(DETR_FAST_AVX512) || defined(DETR_FAST_AVX2)
 #include <immintrin.h>
 #endif
@@ -54,6 +56,12 @@ struct Simd<float> {
   static Vector broadcast(float a) { return _mm512_set1_ps(a); }
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+  static Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  static Vector div(Vector a, Vector b) { return _mm512_div_ps(a, b); }
+  static Vector power_of_last_bits(Vector a) {
+    return _mm512_castsi512_ps(
+        _mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(a), 23));
+  }
   static Vector min(Vector a, Vector b) { return _mm512_maskz_min_ps(0xffff, a, b); }
   static Vector max(Vector a, Vector b) { return _mm512_maskz_max_ps(0xffff, a, b); }
   static float lowest(Vector a) {
@@ -93,6 +101,7 @@ struct Simd<double> {
   static Vector add(Vector a, Vector b) { return _mm512_add_pd(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm512_sub_pd(a, b); }
   static Vector mul(Vector a, Vector b) { return _mm512_mul_pd(a, b); }
+  static Vector div(Vector a, Vector b) { return _mm512_div_pd(a, b); }
   static Vector min(Vector a, Vector b) { return _mm512_maskz_min_pd(0xff, a, b); }
   static Vector max(Vector a, Vector b) { return _mm512_maskz_max_pd(0xff, a, b); }
   static double lowest(Vector a) {
@@ -149,6 +158,11 @@ struct Simd<float> {
   static Vector broadcast(float a) { return _mm256_set1_ps(a); }
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+  static Vector mul(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+  static Vector div(Vector a, Vector b) { return _mm256_div_ps(a, b); }
+  static Vector power_of_last_bits(Vector a) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
+  }
   static Vector min(Vector a, Vector b) { return _mm256_min_ps(a, b); }
   static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
   static float lowest(Vector a) { return lowest_of(a); }
@@ -191,6 +205,7 @@ struct Simd<double> {
   static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm256_sub_pd(a, b); }
   static Vector mul(Vector a, Vector b) { return _mm256_mul_pd(a, b); }
+  static Vector div(Vector a, Vector b) { return _mm256_div_pd(a, b); }
   static Vector min(Vector a, Vector b) { return _mm256_min_pd(a, b); }
   static Vector max(Vector a, Vector b) { return _mm256_max_pd(a, b); }
   static double lowest(Vector a) { return lowest_of(a); }
@@ -266,6 +281,12 @@ struct Simd {
   }
   static Vector mul(Vector a, Vector b) {
     return make([&](int k) { return a.lane[k] * b.lane[k]; });
+  }
+  static Vector div(Vector a, Vector b) {
+    return make([&](int k) { return a.lane[k] / b.lane[k]; });
+  }
+  static Vector power_of_last_bits(Vector a) {
+    return make([&](int k) { return OneFloat::power_of_last_bits(a.lane[k]); });
   }
   static Vector min(Vector a, Vector b) {
     return make([&](int k) { return a.lane[k] < b.lane[k] ? a.lane[k] : b.lane[k]; });

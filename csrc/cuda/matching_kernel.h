@@ -60,7 +60,13 @@ __device__ CostBox<T> read_box(const Numbers& boxes, long long start, long long 
                   read_number<T>(boxes, start + 3 * stride));
 }
 
-// softmax_statistics of one query by the threads of half a warp, each with the part of its place.
+// See kSoftmaxParts.
+template <class T>
+struct SoftmaxStatistics {
+  T largest, inverse;
+};
+
+// Of one query by the threads of half a warp, each with the part of its place.
 template <class T, class Logit>
 __device__ SoftmaxStatistics<T> softmax_of_half_warp(const Numbers& logits, long long start,
                                                      int classes) {
@@ -77,9 +83,9 @@ __device__ SoftmaxStatistics<T> softmax_of_half_warp(const Numbers& logits, long
   }
   const int even = classes / kSoftmaxParts * kSoftmaxParts, rest = classes - even;
 #pragma unroll 4
-  for (int c = part; c < even; c += kSoftmaxParts) sum += exp_of_negative(logit(c) - high);
+  for (int c = part; c < even; c += kSoftmaxParts) sum += exp_of_difference(logit(c), high);
   if (part >= kSoftmaxParts - rest) {
-    sum += exp_of_negative(logit(classes - kSoftmaxParts + part) - high);
+    sum += exp_of_difference(logit(classes - kSoftmaxParts + part), high);
   }
   for (int half = kSoftmaxParts / 2; half > 0; half /= 2) {
     sum += __shfl_xor_sync(kWholeWarp, sum, half);
@@ -188,7 +194,7 @@ __global__ void __launch_bounds__(kMatchingThreads)
       const T logit = NumberReader<Logit>::read(
           logits.data, image_logits + query * logits.strides[2] + label * logits.strides[3]);
       term = batch.focal ? focal_term_of(logit, batch.focal_parameters)
-                         : -exp_of_negative(logit - largest[own]) * inverse[own];
+                         : -exp_of_difference(logit, largest[own]) * inverse[own];
     }
     T cost = matching_cost(box, target_box, term, batch.weights);
     if (extra.data) {
