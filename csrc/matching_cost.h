@@ -128,7 +128,7 @@ struct OneFloat {
 constexpr float kPowers = 12582912.0f + 127.0f;
 constexpr float kLog2OfE = 1.44269504f;
 
-// 2^f times 2^n for |f| <= 1/2, to one unit in the last place.
+// 2^f times 2^n for |f| <= 1/2, to one and a half units in the last place.
 template <class A>
 HOST_DEVICE static inline typename A::Vector scaled_power_of_two(typename A::Vector f,
                                                                  typename A::Vector n_and_powers) {
@@ -138,15 +138,14 @@ HOST_DEVICE static inline typename A::Vector scaled_power_of_two(typename A::Vec
   const auto pair = [&](float constant, float linear) {
     return A::add(A::mul(A::broadcast(linear), f), A::broadcast(constant));
   };
-  auto y = A::mul(A::broadcast(1.53551548e-4f), square);
-  y = A::mul(A::add(y, pair(9.61842947e-3f, 1.33989356e-3f)), square);
-  y = A::mul(A::add(y, pair(2.40226477e-1f, 5.55033237e-2f)), square);
-  y = A::add(y, pair(1.0f, 6.93147182e-1f));
+  auto y = A::mul(pair(9.67151113e-3f, 1.32646528e-3f), square);
+  y = A::mul(A::add(y, pair(2.40222424e-1f, 5.55073395e-2f)), square);
+  y = A::add(y, pair(1.0f, 6.93147004e-1f));
   return A::mul(y, A::power_of_last_bits(n_and_powers));
 }
 
-// exp(x - top) for x <= top, as softmax needs it: to about a unit in the last place of 1, for the
-// relative error grows with the difference, but the value falls faster. What is below 2^-125 is
+// exp(x - top) for x <= top, as softmax needs it: to about two units in the last place of 1, for
+// the relative error grows with the difference, but the value falls faster. What is below 2^-125 is
 // that.
 template <class A>
 HOST_DEVICE static inline typename A::Vector exp_of_difference(typename A::Vector x,
@@ -251,8 +250,8 @@ HOST_DEVICE static inline T focal_term(T logit, const FocalParameters& focal) {
   return (alpha * power_of_not_p) * minus_log_p - ((T(1) - alpha) * power_of_p) * minus_log_not_p;
 }
 
-// The class term of softmax is -exp_of_difference(logit, largest) * inverse, where `largest` is that
-// of a query's logits, which NaN does not raise, and `inverse` that of the sum of
+// The class term of softmax is -exp_of_difference(logit, largest) * inverse. `largest` is that of a
+// query's logits, which NaN does not raise; `inverse` is that of the sum of
 // exp_of_difference(logit, largest) over them, NaN if there is one among them.
 //
 // Sums are kept in as many parts on every machine, so that they round alike. With `even` the

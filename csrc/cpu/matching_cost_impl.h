@@ -56,8 +56,14 @@ void matching_cost_of_image(const ImageMatching<T>& image, const MatchingOptions
   const CostWeights weights = options.weights;  // a copy, which no store to `cost` can change
   for (int64_t q = 0; q < queries; ++q) {
     const T* b = image.boxes + 4 * q;
-    const CostBox<T> box = cost_box(b[0], b[1], b[2], b[3]);
-    of.cx[q] = box.cx, of.cy[q] = box.cy, of.w[q] = box.w, of.h[q] = box.h;
+    of.cx[q] = b[0], of.cy[q] = b[1], of.w[q] = b[2], of.h[q] = b[3];
+  }
+  // More arrays than a compiler compares the addresses of, to find that they do not overlap.
+#ifndef __clang__
+#pragma GCC ivdep
+#endif
+  for (int64_t q = 0; q < queries; ++q) {
+    const CostBox<T> box = cost_box(of.cx[q], of.cy[q], of.w[q], of.h[q]);
     of.x0[q] = box.x0, of.y0[q] = box.y0, of.x1[q] = box.x1, of.y1[q] = box.y1;
     of.area[q] = box.area;
   }
