@@ -14,10 +14,14 @@ import contextlib
 from collections.abc import Iterator
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+if torch.cuda.is_available():
+    pytest.skip("there is a GPU, and no need to imagine one", allow_module_level=True)
 
 GPU = torch.device("cuda", 0)
 
@@ -86,6 +90,8 @@ class ImaginedGpu(TorchDispatchMode):
         calls: every operation there with the shapes and dtypes of its tensors.
         waits: those of them for which the host waits.
         uploads: shapes of what is copied there without waiting.
+        unfinished: shapes of what is copied from there without waiting, which the host may read too
+            early.
         reads: the number that the host finds in what it copies from there.
     """
 
@@ -95,6 +101,7 @@ class ImaginedGpu(TorchDispatchMode):
         self.calls: list[tuple] = []
         self.waits: list[str] = []
         self.uploads: list[tuple[int, ...]] = []
+        self.unfinished: list[tuple[int, ...]] = []
         self.reads = 0
 
     @contextlib.contextmanager
@@ -154,6 +161,8 @@ class ImaginedGpu(TorchDispatchMode):
                 self._upload(args[0], kwargs.get("non_blocking"))
                 return self._traced(operation, (args[0].to("meta"),), kwargs)
             if not to_gpu:
+                if kwargs.get("non_blocking"):
+                    self.unfinished.append(tuple(args[0].shape))
                 return self._to_host(self._traced(operation, args, {**kwargs, "device": GPU}))
         if name == "aten::copy_" and isinstance(args[0], GpuTensor) != isinstance(
             args[1], GpuTensor

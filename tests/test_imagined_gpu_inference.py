@@ -96,17 +96,27 @@ def test_the_engine_of_a_model_on_the_gpu_and_one_that_comes_and_goes():
         assert (expected.device.type, moved.input_proj.weight.device) == ("cpu", GPU)
 
 
-def test_post_processing_waits_for_its_sizes_alone():
+@pytest.mark.parametrize("sizes_on", ["cpu", "cuda"])
+def test_post_processing_does_not_wait(sizes_on):
     with imagined_gpu() as gpu:
         outputs = {
             "pred_logits": torch.randn(2, 100, 92, device="cuda").half(),
             "pred_boxes": torch.rand(2, 100, 4, device="cuda"),
         }
-        found = PostProcess()(outputs, torch.tensor(SIZES))
-        assert [wait.endswith("to the GPU") for wait in gpu.waited()] == [True]
+        sizes = torch.tensor(SIZES).to(sizes_on)
         with gpu.no_waiting():
-            PostProcess()(outputs, torch.tensor(SIZES).to("cuda", non_blocking=True))
+            found = PostProcess()(outputs, sizes)
         assert all(value.device == GPU for image in found for value in image.values())
+
+
+def test_post_processing_of_outputs_on_the_host_waits_for_sizes_that_are_not():
+    with imagined_gpu() as gpu:
+        sizes = torch.tensor(SIZES).to("cuda")
+        gpu.waited()
+        outputs = {"pred_logits": torch.randn(2, 100, 92), "pred_boxes": torch.rand(2, 100, 4)}
+        PostProcess()(outputs, sizes)
+        assert len(gpu.waited()) == 1
+        assert gpu.unfinished == []
 
 
 PICTURES = [(torch.rand(3, *size) * 255).byte() for size in ((48, 60), (60, 48), (48, 60))]
@@ -130,10 +140,12 @@ def test_the_detector(exact, batch_size, precision):
             gpu.reads = 1  # a relative error divides by it
             assert detector.verify(PICTURES, batch_size=batch_size).images == 3
             gpu.reads = 0
+        gpu.waited()
         found = detector.predict(PICTURES, threshold=0, batch_size=batch_size)
+        reads = [wait for wait in gpu.waited() if not wait.endswith("to the GPU")]
+        assert len(reads) == -(-len(PICTURES) // batch_size), "not one read for each batch"
         assert [len(each) for each in found] == [MODELS["detr_tiny"]] * 3
-        alone = detector.predict(PICTURES[0], threshold=1)
-        assert alone.boxes_xyxy.shape == (16, 4)  # of a mask all is kept
+        assert len(detector.predict(PICTURES[0], threshold=1)) == 0
 
 
 def test_the_detector_shows_its_attention():

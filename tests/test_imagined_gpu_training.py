@@ -142,6 +142,29 @@ def test_the_criterion_waits_for_no_form_of_targets(form, aux_repeats):
         assert layers[0]["pred_boxes"].grad.shape == (3, 12, 4)
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_the_criterion_of_masks_waits_for_no_targets(chosen):
+    with imagined_gpu() as gpu:
+        criterion = make_criterion(losses=["labels", "boxes", "masks"]).float().to("cuda")
+        outputs = {
+            "pred_logits": torch.randn(3, 12, 6, device="cuda", requires_grad=True),
+            "pred_boxes": torch.rand(3, 12, 4, device="cuda", requires_grad=True),
+        }
+        given = targets(masks=True)
+        with gpu.no_waiting():
+            counts = criterion.matched_queries(outputs, given)
+            masks = torch.randn(3, 12, 16, 20, device="cuda", requires_grad=True)
+            if chosen:
+                outputs["selected_masks"] = [
+                    own[: len(n)] for own, n in zip(masks, counts, strict=True)
+                ]
+            else:
+                outputs["pred_masks"] = masks
+            losses = criterion(outputs, given)
+            (losses["loss_mask"] + losses["loss_dice"]).backward()
+        assert masks.grad.device == GPU
+
+
 def test_targets_are_padded_copied_and_compacted_on_the_gpu():
     with imagined_gpu() as gpu:
         packed = pack_targets(targets()).to("cuda")
