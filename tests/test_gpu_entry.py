@@ -102,6 +102,25 @@ def test_whatever_becomes_of_a_case_the_others_are_measured(monkeypatch, tmp_pat
     assert report.rows_passed(rows[1:])
 
 
+def test_a_model_that_fails_is_tried_once_for_all_its_rows(monkeypatch, tmp_path):
+    inference = importlib.import_module("gpu.parts.inference")
+    tried = []
+
+    def measure(names, *_):
+        tried.append(names[0])
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(inference, "measure", measure)
+    inference._outcome.cache_clear()
+    rows = inference._rows(Setting("cpu"), "detr_resnet50", "some work", 1)
+    cases_of(monkeypatch, *(row.measure for row in rows))
+    part.run_part("made_up", Setting("cpu"), 60, tmp_path / "made_up.jsonl")
+    written, _ = part.read_part(tmp_path / "made_up.jsonl", "")
+    assert [row["note"] for row in written] == ["RuntimeError: out of memory"] * len(rows)
+    assert tried == ["detr_resnet50"]
+    inference._outcome.cache_clear()
+
+
 def test_cases_beyond_the_time_are_told(monkeypatch, tmp_path):
     def slow():
         time.sleep(0.1)
@@ -298,7 +317,7 @@ def test_parts_share_the_time_and_ceilings_come_first(tmp_path):
         for command, _ in made.commands.values()
     ]
     # Nothing took any time, so the last has all of it.
-    assert seconds == pytest.approx([60 / 7 - 10, 20 - 10, 60 - 10], abs=2.5)
+    assert seconds == pytest.approx([15 - 10, 20 - 10, 60 - 10], abs=2.5)
     assert all(row["status"] == part.NOT_RUN for row in rows)
 
 
