@@ -31,6 +31,17 @@ def fp16_on_a_cpu(monkeypatch):
     monkeypatch.setattr(engine, "check_precision", lambda *_: None)
 
 
+@pytest.fixture(autouse=True)
+def _unbroken_context(request):
+    """Ends the run where a kernel broke the device's context, in which no other test can pass."""
+    yield
+    if request.node.get_closest_marker("cuda") and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            pytest.exit(f"{request.node.nodeid} broke the CUDA context: {error}", returncode=1)
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

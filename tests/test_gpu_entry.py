@@ -102,6 +102,25 @@ def test_whatever_becomes_of_a_case_the_others_are_measured(monkeypatch, tmp_pat
     assert report.rows_passed(rows[1:])
 
 
+def test_a_model_that_fails_is_tried_once_for_all_its_rows(monkeypatch, tmp_path):
+    inference = importlib.import_module("gpu.parts.inference")
+    tried = []
+
+    def measure(names, *_):
+        tried.append(names[0])
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(inference, "measure", measure)
+    inference._outcome.cache_clear()
+    rows = inference._rows(Setting("cpu"), "detr_resnet50", "some work", 1)
+    cases_of(monkeypatch, *(row.measure for row in rows))
+    part.run_part("made_up", Setting("cpu"), 60, tmp_path / "made_up.jsonl")
+    written, _ = part.read_part(tmp_path / "made_up.jsonl", "")
+    assert [row["note"] for row in written] == ["RuntimeError: out of memory"] * len(rows)
+    assert tried == ["detr_resnet50"]
+    inference._outcome.cache_clear()
+
+
 def test_cases_beyond_the_time_are_told(monkeypatch, tmp_path):
     def slow():
         time.sleep(0.1)
@@ -238,14 +257,42 @@ def test_what_is_there_is_told(capsys):
 def test_on_a_gpu_every_test_of_a_kernel_is_run_and_its_want_is_a_failure(tmp_path):
     made = Recorded(tmp_path, "cuda")
     steps.test(made)
-    marked, _ = made.commands["kernel_tests"]
-    assert "-m cuda" in marked
-    assert {"test_cuda.py", "test_zero_outside.py"} <= {Path(word).name for word in marked.split()}
+    for file in ("test_cuda", "test_cuda_engine", "test_zero_outside"):
+        command, _ = made.commands[file]
+        assert "-m cuda " in command
+        assert command.endswith(f"tests/{file}.py")
+    assert made.commands["test_attention_kernels"][0].endswith(steps.ATTENTION_TESTS)
+    assert list(made.commands)[-1] == "other_tests"
     assert all(
-        environ == {"DETR_FAST_REQUIRE_GPU": "1"}
+        environ["DETR_FAST_REQUIRE_GPU"] == "1"
         for step, (_, environ) in made.commands.items()
-        if step.endswith("_tests")
+        if step != "environment"
     )
+
+
+@pytest.mark.parametrize("run", [steps.test, steps.sanitize])
+def test_one_that_hangs_leaves_the_others_their_time(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "_sanitizer", lambda: "compute-sanitizer")
+    hanging = Recorded(tmp_path, "cuda")
+    passed, spent = hanging.run, []
+
+    def hang(step, command, limit=None, **environ):
+        if step != "environment":
+            spent.append(limit or hanging.left())
+            hanging._deadline -= spent[-1]
+        return passed(step, command, limit, **environ)
+
+    monkeypatch.setattr(hanging, "run", hang)
+    run(hanging)
+    assert len(spent) > 5
+    assert min(spent) > 0
+    assert spent[0] < 0.6 * 60
+
+
+@pytest.mark.parametrize(("found", "options"), [(None, []), ("xdist", ["-n"])])
+def test_other_tests_run_in_parallel_where_pytest_can(found, options, monkeypatch):
+    monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: found)
+    assert steps._in_parallel()[:1] == options
 
 
 def test_on_a_gpu_every_kernel_goes_through_every_sanitizer(tmp_path, monkeypatch):
@@ -270,7 +317,7 @@ def test_parts_share_the_time_and_ceilings_come_first(tmp_path):
         for command, _ in made.commands.values()
     ]
     # Nothing took any time, so the last has all of it.
-    assert seconds == pytest.approx([60 / 7 - 10, 20 - 10, 60 - 10], abs=2.5)
+    assert seconds == pytest.approx([15 - 10, 20 - 10, 60 - 10], abs=2.5)
     assert all(row["status"] == part.NOT_RUN for row in rows)
 
 

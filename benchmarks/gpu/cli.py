@@ -6,7 +6,8 @@
     python benchmarks/gpu bench    --output FOLDER   # measurements beside floors, peers and targets
     python benchmarks/gpu all      --output FOLDER   # one after another
 
-Needs CUDA, torch and what it brings, pytest for the tests, and no network. Each subcommand ends
+Needs CUDA, torch and what it brings, pytest for the tests (with pytest-xdist they are faster, and
+some fail without the other packages of the extra "test"), and no network. Each subcommand ends
 within --minutes; what it did not come to is reported as not run, and `bench --parts` gives a part
 the whole time. Leaves in FOLDER <subcommand>.json and .md, and the output of each step as
 <step>.log. With `--device cpu` everything runs on tiny problems without a GPU, to show that it

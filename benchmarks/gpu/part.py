@@ -4,6 +4,7 @@ A part is a module of `gpu.parts` with `cases(setting)`, which plans without tou
 Every row is written as soon as it is there, so that it survives whatever comes after.
 """
 
+import gc
 import importlib
 import json
 import time
@@ -94,6 +95,8 @@ def run_part(name: str, setting: Setting, seconds: float, file: Path) -> None:
                 note = f"{type(error).__name__}: {error}".partition("\n")[0]
                 write({**row, "status": FAILED, "note": note})
             if setting.on_gpu:
+                # Models and their graphs refer to each other.
+                gc.collect()
                 torch.cuda.empty_cache()
         write({"clocks": clocks()})
 

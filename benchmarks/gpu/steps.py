@@ -1,6 +1,8 @@
 """Build, tests and sanitizers: commands with a time limit, their output in files."""
 
 import contextlib
+import importlib.util
+import itertools
 import os
 import shutil
 import signal
@@ -87,22 +89,32 @@ def build(steps: Steps) -> None:
 
 
 def test(steps: Steps) -> None:
-    """All tests, those of kernels first; on a GPU the want of one or of kernels is a failure."""
+    """All tests, those of kernels first; on a GPU the want of one or of kernels is a failure.
+
+    Each file with tests of kernels has a process of its own, as a kernel that breaks the device's
+    context takes all that come after it in its process.
+    """
     if not environment(steps):
         steps.note("tests", "NOT RUN: see environment.log")
         return
-    pytest = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider"]
+    # With a line for each test, so that one that hangs is named.
+    pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-rfEs", "-p", "no:cacheprovider"]
     # A test file whose packages are missing fails, and does not keep the others from running.
     pytest.append("--continue-on-collection-errors")
     if steps.device == "cpu":
-        steps.run("kernel_tests", [*pytest, "tests/test_zero_outside.py"])
+        steps.run("test_zero_outside", [*pytest, "tests/test_zero_outside.py"])
         return
     required = {"DETR_FAST_REQUIRE_GPU": "1"}
     marked = [file for file in sorted(ROOT.glob("tests/**/test_*.py")) if _needs_gpu(file)]
-    steps.run("kernel_tests", [*pytest, "-m", "cuda", *marked], **required)
-    steps.run("attention_tests", [*pytest, ATTENTION_TESTS], **required)
+    planned = [(file.stem, ["-m", "cuda", file]) for file in marked]
+    planned.insert(0, (Path(ATTENTION_TESTS).stem, [ATTENTION_TESTS]))
     others = ["-m", "not cuda and not slow", f"--ignore={ATTENTION_TESTS}", "tests"]
-    steps.run("other_tests", [*pytest, *others], **required)
+    planned.append(("other_tests", [*_in_parallel(), *others]))
+    for done, (step, arguments) in enumerate(planned):
+        # One that hangs leaves the others their time.
+        limit = steps.left() / 2 if done + 1 < len(planned) else None
+        threads = {"OMP_NUM_THREADS": "2"} if step == "other_tests" else {}
+        steps.run(step, [*pytest, *arguments], limit, **required, **threads)
 
 
 def sanitize(steps: Steps) -> None:
@@ -113,19 +125,28 @@ def sanitize(steps: Steps) -> None:
         steps.run("small_triton", [*program, "triton"], TRITON_INTERPRET="1")
         return
     sanitizer = _sanitizer()
-    for tool in TOOLS:
-        for kernels in PROGRAMS:
-            step = f"{tool}_{kernels}"
-            if sanitizer is None:
-                steps.note(step, "NOT RUN: no compute-sanitizer on PATH or in a toolkit")
-                continue
-            command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *program, kernels]
-            # Every tensor is an allocation of its own, so that none hides what is next to another.
-            steps.run(step, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    planned = list(itertools.product(TOOLS, PROGRAMS))
+    for done, (tool, kernels) in enumerate(planned):
+        step = f"{tool}_{kernels}"
+        if sanitizer is None:
+            steps.note(step, "NOT RUN: no compute-sanitizer on PATH or in a toolkit")
+            continue
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *program, kernels]
+        # Some are slower than others, but none takes all of their time.
+        limit = 3 * steps.left() / (len(planned) - done + 2)
+        # Every tensor is an allocation of its own, so that none hides what is next to another.
+        steps.run(step, command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def _needs_gpu(file: Path) -> bool:
     return "mark.cuda" in file.read_text()
+
+
+def _in_parallel() -> list[str]:
+    """Options that give pytest several processes, where it has the plugin for it."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    return ["-n", str(max(1, (os.cpu_count() or 1) // 2))]
 
 
 def _sanitizer() -> str | None:

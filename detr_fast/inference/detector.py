@@ -166,11 +166,11 @@ class Detector:
         options = {"select": _no_queries} if self.has_masks else {}
         outputs = self.model(batch, return_attention=True, **options)
         ((detections, queries),) = self._detections(outputs, sources, [image], threshold)
-        weights = outputs["attention"]["decoder"][-1, 0].mean(0).float()[queries]
+        weights = outputs["attention"]["decoder"][-1, 0].mean(0).float().cpu()[queries]
         height, width = batch[0].shape[1:]
         stride = _stride((height, width), tuple(weights.shape[1:]))
         covered = (height / stride, width / stride)
-        return AttentionMaps(detections, weights.cpu().numpy(), covered)
+        return AttentionMaps(detections, weights.numpy(), covered)
 
     def verify(
         self, source, threshold: float = 0.7, batch_size: int = 1, precision: str | None = None
@@ -306,9 +306,9 @@ class Detector:
     def _detections(
         self, outputs, sources: list, images: list[Tensor], threshold: float
     ) -> list[tuple[Detections, Tensor]]:
-        """What was found in each image, and the queries that found it."""
+        """What was found in each image, and the queries that found it, on the CPU."""
         sizes = [tuple(image.shape[1:]) for image in images]
-        decoded = self._postprocess(outputs, torch.tensor(sizes))
+        decoded = _on_host(self._postprocess(outputs, torch.tensor(sizes)))
         found = []
         for prediction, source, image in zip(decoded, sources, images, strict=True):
             path = Path(source) if isinstance(source, str | os.PathLike) else None
@@ -316,8 +316,8 @@ class Detector:
             indices = prediction["labels"][queries].tolist()
             ids = [self.label_map.category_id(index) for index in indices]
             detections = Detections(
-                boxes_xyxy=prediction["boxes"][queries].float().cpu().numpy(),
-                scores=prediction["scores"][queries].float().cpu().numpy(),
+                boxes_xyxy=prediction["boxes"][queries].float().numpy(),
+                scores=prediction["scores"][queries].float().numpy(),
                 class_ids=np.array(ids, dtype=np.int64),
                 class_names=tuple(self.label_map.name(index) for index in indices),
                 image_size=tuple(image.shape[1:]),
@@ -344,7 +344,20 @@ def _no_queries(outputs) -> list[Tensor]:
 
 def _places(selected: Tensor, queries: Tensor) -> Tensor:
     """Where each of some queries stands among the selected ones, which are ascending."""
-    return torch.searchsorted(selected, queries)
+    return torch.searchsorted(selected, queries.to(selected.device))
+
+
+def _on_host(decoded: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """What `PostProcess` gives, on the CPU, for which the host waits once a batch."""
+    joined = torch.stack(
+        [
+            torch.cat((own["boxes"], own["scores"][:, None], own["labels"][:, None]), 1)
+            for own in decoded
+        ]
+    ).cpu()
+    return [
+        {"boxes": own[:, :4], "scores": own[:, 4], "labels": own[:, 5].long()} for own in joined
+    ]
 
 
 def _certain(prediction: dict[str, Tensor], threshold: float, path: Path | None) -> Tensor:

@@ -216,9 +216,13 @@ class CudaCapture:
                     run()
             torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # What other threads do, such as loading images, is not part of it.
-            with torch.cuda.graph(
-                graph, self._pool, self._stream, capture_error_mode="thread_local"
+            # What other threads do, such as loading images, is not part of it. A capture that
+            # fails leaves its stream the current one; the caller's is put back around it.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(
+                    graph, self._pool, self._stream, capture_error_mode="thread_local"
+                ),
             ):
                 outputs = run()
 

@@ -41,7 +41,9 @@ class PostProcess(nn.Module):
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         with torch.autocast(logits.device.type, enabled=False):
             scores, labels = logits.to(dtype).softmax(-1)[..., :-1].max(-1)
-            height, width = target_sizes.to(logits.device, dtype).unbind(1)
+            # A GPU need not be waited for; whoever reads on the CPU has to wait for the sizes.
+            target_sizes = target_sizes.to(logits.device, non_blocking=logits.is_cuda)
+            height, width = target_sizes.to(dtype).unbind(1)
             scale = torch.stack([width, height, width, height], dim=1)
             boxes = box_convert(boxes.to(dtype), "cxcywh", "xyxy") * scale[:, None]
         return [

@@ -296,7 +296,10 @@ class _Rows:
 
     def __init__(self, images: list[int], device: torch.device):
         self._only = images[0] if len(set(images)) == 1 else None
-        self._index = None if self._only is not None else torch.tensor(images, device=device).long()
+        self._index = None
+        if self._only is None:
+            # Without waiting for a device.
+            self._index = torch.tensor(images, dtype=torch.int64).to(device, non_blocking=True)
 
     def __call__(self, batch: Tensor) -> Tensor:
         if self._only is not None:

@@ -103,9 +103,25 @@ def _figures(
     )
 
 
-@cache
 def _benchmark(setting: Setting, name: str, batch: int, compiled: bool) -> dict:
     """The benchmark's record of a model on one workload."""
+    outcome = _outcome(setting, name, batch, compiled)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+@cache
+def _outcome(setting: Setting, name: str, batch: int, compiled: bool) -> dict | Exception:
+    """The record or the error, which is that of all rows and takes its time once."""
+    try:
+        return _record(setting, name, batch, compiled)
+    except Exception as error:
+        # Its frames would hold the memory of the device.
+        return error.with_traceback(None)
+
+
+def _record(setting: Setting, name: str, batch: int, compiled: bool) -> dict:
     precisions = [_precision(setting)]
     mode = setting.size("max-autotune", "default") if compiled else "none"
     made = makers(precisions, mode, _short_side(setting))
