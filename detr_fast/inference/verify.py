@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from .float32 import full_float32
 from .postprocess import PostProcess
 
 _BF16, _FP16 = 8 * 2**-8, 8 * 2**-11  # p is 8 and 11
@@ -109,6 +110,8 @@ def compare(
     has a partner in the other: the same class, an IoU of at least 0.9 and a score that is not
     clearly below the threshold.
 
+    On CUDA the reference is computed in full float32, whatever torch is set to.
+
     Args:
         model: the reference, in evaluation mode.
         engine: made of it.
@@ -118,7 +121,12 @@ def compare(
     Returns:
         The differences over all images; a NaN anywhere is NaN.
     """
-    pairs = ((model(batch), engine(batch)) for batch in batches)
+
+    def reference(batch: list[Tensor]) -> dict[str, Tensor]:
+        with full_float32():
+            return model(batch)
+
+    pairs = ((reference(batch), engine(batch)) for batch in batches)
     return compare_outputs(pairs, threshold)
 
 

@@ -5,8 +5,7 @@ the next one comes. Before anything is timed each implementation has run on ever
 and its answers were compared with the model's; one that is wrong is not timed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 
@@ -17,6 +16,7 @@ from ..._environment import clocks
 from ...models.work import Work, count_work
 from ...models.zoo import build_model
 from ..engine import PRECISIONS
+from ..float32 import full_float32
 from ..verify import compare_outputs
 from . import published
 from .implementations import REFERENCE, Implementation, Maker, model_to_time
@@ -74,7 +74,7 @@ def measure(
         ValueError, FileNotFoundError, ConnectionError: see `model_to_time`.
     """
     device = pipeline.device
-    with _without_tf32():
+    with full_float32():
         say("measuring a matrix product and a copy")
         hardware = {
             "flops": {
@@ -223,16 +223,3 @@ class _Model:
             "share_of_roofline": float(np.median(np.array(floors) / seconds)),
             "peak_bytes": samples.peak_bytes,
         }
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
-    try:
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
