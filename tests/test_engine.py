@@ -10,11 +10,10 @@ import torch
 from random_models import model_with_statistics
 from torch import nn
 
-from detr_fast import build_model
+from detr_fast import Engine, build_model
 from detr_fast.data.batching import nested_tensor_from_images
 from detr_fast.inference import engine as engine_module
 from detr_fast.inference.convolution import FusedConvolution, folded
-from detr_fast.inference.engine import Engine
 from detr_fast.inference.linear import FusedLinear
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare

@@ -56,6 +56,10 @@ class Engine(nn.Module):
 
     Warns:
         UserWarning: bf16 on a CPU without instructions for it.
+
+    Example:
+        >>> engine = detr_fast.Engine(model, "bf16")
+        >>> outputs = engine(images)  # what model(images) gives, the auxiliary layers left out
     """
 
     def __init__(
