@@ -14,6 +14,7 @@ from detr_fast import Engine, build_model
 from detr_fast.data.batching import nested_tensor_from_images
 from detr_fast.inference import engine as engine_module
 from detr_fast.inference.convolution import FusedConvolution, folded
+from detr_fast.inference.engine import PRECISIONS
 from detr_fast.inference.linear import FusedLinear
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
@@ -139,13 +140,13 @@ def test_packed_tokens_are_the_padded_ones_without_the_padding(pre_norm):
     packed, padded = PackedTokens(extents.tolist()), PaddedTokens(5, grid, extents)
     assert packed.tokens(features).shape == (1, 28 + 12 + 1 + 42, width)
     expected = engine.transformer(
-        padded.tokens(features), engine._position_tables(5, grid, extents), padded
+        padded.tokens(features), engine._encoded(5, grid, extents), padded
     )
-    actual = engine.transformer(packed.tokens(features), engine._packed_tables(packed), packed)
+    actual = engine.transformer(packed.tokens(features), engine._packed_positions(packed), packed)
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerances.PACKED_FLOAT32)
     first = PaddedTokens(1, (4, 7), None)
     own = features[:1, :, :4, :7]
-    alone = engine.transformer(first.tokens(own), engine._position_tables(1, (4, 7), None), first)
+    alone = engine.transformer(first.tokens(own), engine._encoded(1, (4, 7), None), first)
     torch.testing.assert_close(actual[:1], alone, rtol=0, atol=tolerances.PACKED_FLOAT32)
 
 
@@ -165,13 +166,20 @@ def test_the_model_is_left_as_it_was_and_not_followed():
     assert all(torch.equal(outputs[key], expected[key]) for key in outputs)
 
 
-def test_position_tables_of_many_sizes_are_not_all_kept(monkeypatch):
-    monkeypatch.setattr(engine_module, "_KEPT_GRIDS", 2)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bf16")
+def test_positions_of_many_sizes_are_kept_up_to_a_number_of_bytes(precision, monkeypatch):
+    """Of each size one encoding for all layers, in the engine's type."""
     model = model_with_statistics("detr_tiny")
-    engine = Engine(model)
-    for size in ((64, 64), (64, 96), (96, 64), (64, 64)):
-        assert max(differences(model, engine, images(size))) <= tolerances.ENGINE_BOXES_FLOAT32
-    assert list(engine._tables) == [(12, 8), (8, 8)]
+    channels = model.query_embed.embedding_dim
+    grids = ((8, 8), (8, 12), (12, 8), (8, 8))
+    held = [PRECISIONS[precision].itemsize * rows * columns * channels for rows, columns in grids]
+    monkeypatch.setattr(engine_module, "_KEPT_POSITIONS", held[2] + held[3])
+    engine = Engine(model, precision)
+    for rows, columns in grids:
+        engine(images((8 * rows, 8 * columns)))
+    assert list(engine._positions) == [(12, 8), (8, 8)]
+    assert [engine._positions.get(grid).nbytes for grid in grids[2:]] == held[2:]
 
 
 def test_nothing_of_an_engine_that_moves_stays_behind(monkeypatch):
@@ -179,9 +187,9 @@ def test_nothing_of_an_engine_that_moves_stays_behind(monkeypatch):
     engine = Engine(model_with_statistics("detr_tiny"))
     (image,) = images(MIXED[0])
     expected = engine([image])
-    assert {table.device.type for table in engine.tables(MIXED[0])} == {"cpu"}
+    assert engine.positions(MIXED[0]).device.type == "cpu"
     engine.to("meta")
-    assert {table.device.type for table in engine.tables(MIXED[0])} == {"meta"}
+    assert engine.positions(MIXED[0]).device.type == "meta"
     found = engine([image.to("meta")])
     assert {key: (value.device.type, value.shape) for key, value in found.items()} == {
         key: ("meta", value.shape) for key, value in expected.items()
