@@ -16,6 +16,7 @@ from detr_fast.inference import engine as engine_module
 from detr_fast.inference.convolution import FusedConvolution, folded
 from detr_fast.inference.engine import PRECISIONS
 from detr_fast.inference.linear import FusedLinear
+from detr_fast.inference.packed import PackedWeights, beginning, onednn_takes
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
 
@@ -243,6 +244,52 @@ def test_a_convolution_that_moves_forgets_its_packed_weights():
     before = fused(x)
     fused._apply(lambda tensor: 2 * tensor)
     torch.testing.assert_close(fused(x), 2 * before)
+
+
+def test_weights_are_packed_for_each_size_and_kept_once_for_each_order():
+    weight = torch.randn(64, 64)
+    if not onednn_takes(weight):
+        pytest.skip("oneDNN is not here")
+    packed, same, different = (
+        torch.ops.mkldnn._reorder_linear_weight(x, 1) for x in (weight, weight, weight + 1)
+    )
+    made = []
+
+    def pack(weights):
+        return lambda: made.append(weights) or weights
+
+    kept = PackedWeights()
+    assert kept.packed((1, 8), pack(packed)) is packed
+    assert kept.packed((1, 8), pack(different)) is packed
+    assert kept.packed((1, 9), pack(same)) is packed
+    assert kept.packed((2, 8), pack(different)) is different
+    assert kept.packed((1, 9), pack(different)) is packed
+    assert [
+        weights is each for weights, each in zip(made, (packed, same, different), strict=True)
+    ] == [True] * 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_engine_packs_for_the_sizes_it_meets(precision):
+    """What oneDNN would have to reorder in every call, 20 ms for half a million weights."""
+    dtype = PRECISIONS[precision]
+    if not onednn_takes(torch.empty(0, dtype=dtype)):
+        pytest.skip(f"oneDNN does not multiply {precision} here")
+    conv = nn.Conv2d(256, 1024, 1, bias=False)
+    fused = FusedConvolution(conv, nn.BatchNorm2d(1024).eval(), True, dtype)
+    linear = FusedLinear.of(nn.Linear(256, 2048), dtype)
+    for height, width in ((25, 34), (25, 25), (4, 4)):
+        x = torch.randn(1, 256, height, width, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        fused(x)
+        best = torch._C._nn.mkldnn_reorder_conv2d_weight(
+            fused.weight.to_mkldnn(), conv.padding, conv.stride, conv.dilation, 1, x.shape
+        )
+        assert beginning(fused.packed(x.shape, pytest.fail)) == beginning(best)
+    for rows in (1, 100, 850):
+        linear(torch.randn(rows, 256, dtype=dtype))
+        best = torch.ops.mkldnn._reorder_linear_weight(linear.weight, rows)
+        assert beginning(linear.packed(rows, pytest.fail)) == beginning(best)
 
 
 @pytest.mark.parametrize("onednn", [True, False])
