@@ -121,7 +121,33 @@ def test_an_exact_image_is_the_same_in_every_batch():
             torch.testing.assert_close(together[key][b], alone[key][0], rtol=0, atol=tolerance)
 
 
-def test_an_image_may_be_padding_altogether():
+@pytest.mark.parametrize("name", ["detr_resnet50_dc5", "detr_tiny"])
+def test_images_that_pass_the_backbone_one_by_one(name, monkeypatch):
+    """Worth it from some padding on; the images are the same however they pass."""
+    model = model_with_statistics(name, exact_batches=True)
+    engine = Engine(model)
+    passed = []
+    engine.backbone.register_forward_hook(lambda _, args, __: passed.append(args[0].shape))
+    canvas = (130, 133)
+    padding = sum(canvas[0] * canvas[1] - height * width for height, width in MIXED)
+    monkeypatch.setattr(engine_module, "_PIXELS_OF_A_PASS", padding // 2)
+    together = engine(images(*MIXED))
+    assert passed == [(2, 3, *canvas)]
+    monkeypatch.setattr(engine_module, "_PIXELS_OF_A_PASS", padding // 2 - 1)
+    alone = engine(images(*MIXED))
+    assert passed[1:] == [(1, 3, *size) for size in MIXED]
+    for outputs in (together, alone):
+        logits, boxes = (outputs[key] for key in ("pred_logits", "pred_boxes"))
+        expected = model(images(*MIXED))
+        atol = tolerances.ENGINE_LOGITS_FLOAT32
+        torch.testing.assert_close(logits, expected["pred_logits"], rtol=0, atol=atol)
+        atol = tolerances.ENGINE_BOXES_FLOAT32
+        torch.testing.assert_close(boxes, expected["pred_boxes"], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("pixels", [0, 1 << 20])
+def test_an_image_may_be_padding_altogether(pixels, monkeypatch):
+    monkeypatch.setattr(engine_module, "_PIXELS_OF_A_PASS", pixels)
     model = model_with_statistics("detr_tiny")
     batch = nested_tensor_from_images(images(*MIXED))
     batch.mask[0] = True
