@@ -10,6 +10,7 @@ from ._version import __version__
 
 _HOMES = {
     "Detector": "inference.detector",
+    "Engine": "inference.engine",
     "HungarianMatcher": "training.matcher",
     "SetCriterion": "training.criterion",
     "build_info": "_extension",

@@ -12,9 +12,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detr_fast import build_model
+from detr_fast.data.batching import nested_tensor_from_images
 from detr_fast.training import distributed
-from detr_fast.training.criterion import SetCriterion, auxiliary_weights
+from detr_fast.training.criterion import SetCriterion, auxiliary_weights, build_criterion
 from detr_fast.training.matcher import HungarianMatcher
+from detr_fast.training.recipe import Recipe
+from detr_fast.training.step import TrainStep
 
 LAYERS, QUERIES, CLASSES, WIDTH = 3, 6, 4, 8
 IMAGES_PER_RANK = 3
@@ -26,6 +30,10 @@ TARGET_COUNTS = {
     "one box in all": (0, 0, 0, 0, 1, 0),
     "all empty": (0, 0, 0, 0, 0, 0),
 }
+# Of a joined batch with masks. Each rank, and each of its micro-batches, has an image as large as
+# the canvas, on which masks are compared: it is then the same however the batch is divided.
+MASK_SIZES = ((40, 64), (24, 56), (40, 64), (40, 64), (40, 64), (32, 40))
+MASK_MICRO_BATCHES = {"one": (3,), "two": (1, 2)}
 
 
 class Heads(nn.Module):
@@ -97,6 +105,49 @@ def step(model, criterion, features, targets, micro_batches=1):
     return {name: p.grad.clone() for name, p in bare.named_parameters()}, losses
 
 
+def mask_model():
+    """A small panoptic model whose result depends on nothing but weights and images."""
+    torch.manual_seed(3)
+    model = build_model("detr_tiny_panoptic", backbone_norm="frozen", dropout=0.0)
+    return model.double()
+
+
+def joined_mask_batch(model, counts):
+    """Images and targets with masks, of `MASK_SIZES`; the same on every process."""
+    generator = torch.Generator().manual_seed(4)
+    images, targets = [], []
+    for count, size in zip(counts, MASK_SIZES, strict=True):
+        images.append(torch.randn(3, *size, generator=generator, dtype=torch.float64))
+        boxes = torch.rand(count, 4, generator=generator, dtype=torch.float64) * 0.5 + 0.2
+        targets.append(
+            {
+                "labels": torch.randint(model.num_classes, (count,), generator=generator),
+                "boxes": boxes,
+                "masks": torch.rand(count, *size, generator=generator) > 0.6,
+            }
+        )
+    return images, targets
+
+
+def mask_step(model, images, targets, sizes):
+    """Gradients by name and losses of one panoptic training step, in micro-batches of `sizes`."""
+    bare = getattr(model, "module", model)
+    recipe = Recipe(clip_max_norm=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler(enabled=False)
+    criterion = build_criterion(bare, recipe).double()
+    starts = itertools.accumulate(sizes, initial=0)
+    result = TrainStep(model, criterion, optimizer, scaler, recipe)(
+        [
+            (nested_tensor_from_images(images[i : i + n]), targets[i : i + n])
+            for i, n in zip(starts, sizes, strict=False)
+        ]
+    )
+    assert result.finite, result.faults
+    learning = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
+    return {name: p.grad.clone() for name, p in learning}, result.losses
+
+
 def gradients(folder):
     distributed.init_from_env("gloo", timeout_seconds=60)
     rank = distributed.rank()
@@ -110,6 +161,17 @@ def gradients(folder):
             grads, losses = step(model, criterion, features[own], targets[own], micro_batches)
             results[name, micro_batches, aux_repeats] = (grads, distributed.reduce_dict(losses))
     torch.save(results, folder / f"gradients{rank}.pt")
+
+    model = mask_model()
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    results = {}
+    for (name, counts), (division, sizes) in itertools.product(
+        TARGET_COUNTS.items(), MASK_MICRO_BATCHES.items()
+    ):
+        images, targets = joined_mask_batch(model, counts)
+        own = slice(rank * IMAGES_PER_RANK, (rank + 1) * IMAGES_PER_RANK)
+        results[name, division] = mask_step(wrapped, images[own], targets[own], sizes)
+    torch.save(results, folder / f"masks{rank}.pt")
 
     value = torch.tensor([1.0, float(rank)])
     helpers = {

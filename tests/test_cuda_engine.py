@@ -157,10 +157,10 @@ def test_graphs_share_their_memory():
     assert reserved([(480, 64 * n) for n in range(1, 11)]) < 2 * one
 
 
-def test_a_fitted_graph_reads_tables_that_are_still_there():
+def test_a_fitted_graph_reads_positions_that_are_still_there():
     graphed, plain = engines()
     graphed.capture([(96, 128)], fitted=True)
-    graphed._tables.clear()
+    graphed._positions.clear()
     gc.collect()
     filling = [torch.full((1 << 20,), torch.nan, device="cuda") for _ in range(64)]
     batch = images((96, 128))

@@ -44,7 +44,7 @@ def torchrun(tmp_path_factory):
     assert launched.returncode == 0, launched.stderr
     return {
         kind: [torch.load(folder / f"{kind}{rank}.pt") for rank in (0, 1)]
-        for kind in ("gradients", "helpers")
+        for kind in ("gradients", "masks", "helpers")
     }
 
 
@@ -80,6 +80,23 @@ def test_gradients_differ_where_each_process_counts_for_itself(torchrun):
         ((first[name] + second[name]) / 2 - value).abs().max() for name, value in expected.items()
     )
     assert difference > 1000 * JOINED_GRADIENTS
+
+
+@pytest.mark.parametrize("division", worker.MASK_MICRO_BATCHES)
+@pytest.mark.parametrize("case", worker.TARGET_COUNTS)
+def test_panoptic_training_is_that_of_one_process_with_the_joined_batch(torchrun, case, division):
+    model = worker.mask_model()
+    images, targets = worker.joined_mask_batch(model, worker.TARGET_COUNTS[case])
+    expected, expected_losses = worker.mask_step(model, images, targets, [len(images)])
+    assert {"loss_mask", "loss_dice"} < expected_losses.keys()
+    learned = expected["mask_head.out_lay.weight"].abs().max() > 1000 * JOINED_GRADIENTS
+    assert learned == any(worker.TARGET_COUNTS[case])
+    for rank in (0, 1):
+        grads, losses = torchrun["masks"][rank][case, division]
+        assert grads.keys() == expected.keys()
+        for name, value in expected.items():
+            assert (grads[name] - value).abs().max() < JOINED_GRADIENTS, name
+        assert losses == pytest.approx(expected_losses, abs=JOINED_GRADIENTS, nan_ok=True)
 
 
 def test_helpers_of_two_processes(torchrun):

@@ -10,12 +10,13 @@ import torch
 from random_models import model_with_statistics
 from torch import nn
 
-from detr_fast import build_model
+from detr_fast import Engine, build_model
 from detr_fast.data.batching import nested_tensor_from_images
 from detr_fast.inference import engine as engine_module
 from detr_fast.inference.convolution import FusedConvolution, folded
-from detr_fast.inference.engine import Engine
+from detr_fast.inference.engine import PRECISIONS
 from detr_fast.inference.linear import FusedLinear
+from detr_fast.inference.packed import PackedWeights, beginning, onednn_takes
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
 
@@ -120,7 +121,33 @@ def test_an_exact_image_is_the_same_in_every_batch():
             torch.testing.assert_close(together[key][b], alone[key][0], rtol=0, atol=tolerance)
 
 
-def test_an_image_may_be_padding_altogether():
+@pytest.mark.parametrize("name", ["detr_resnet50_dc5", "detr_tiny"])
+def test_images_that_pass_the_backbone_one_by_one(name, monkeypatch):
+    """Worth it from some padding on; the images are the same however they pass."""
+    model = model_with_statistics(name, exact_batches=True)
+    engine = Engine(model)
+    passed = []
+    engine.backbone.register_forward_hook(lambda _, args, __: passed.append(args[0].shape))
+    canvas = (130, 133)
+    padding = sum(canvas[0] * canvas[1] - height * width for height, width in MIXED)
+    monkeypatch.setattr(engine_module, "_PIXELS_OF_A_PASS", padding // 2)
+    together = engine(images(*MIXED))
+    assert passed == [(2, 3, *canvas)]
+    monkeypatch.setattr(engine_module, "_PIXELS_OF_A_PASS", padding // 2 - 1)
+    alone = engine(images(*MIXED))
+    assert passed[1:] == [(1, 3, *size) for size in MIXED]
+    for outputs in (together, alone):
+        logits, boxes = (outputs[key] for key in ("pred_logits", "pred_boxes"))
+        expected = model(images(*MIXED))
+        atol = tolerances.ENGINE_LOGITS_FLOAT32
+        torch.testing.assert_close(logits, expected["pred_logits"], rtol=0, atol=atol)
+        atol = tolerances.ENGINE_BOXES_FLOAT32
+        torch.testing.assert_close(boxes, expected["pred_boxes"], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("pixels", [0, 1 << 20])
+def test_an_image_may_be_padding_altogether(pixels, monkeypatch):
+    monkeypatch.setattr(engine_module, "_PIXELS_OF_A_PASS", pixels)
     model = model_with_statistics("detr_tiny")
     batch = nested_tensor_from_images(images(*MIXED))
     batch.mask[0] = True
@@ -140,13 +167,13 @@ def test_packed_tokens_are_the_padded_ones_without_the_padding(pre_norm):
     packed, padded = PackedTokens(extents.tolist()), PaddedTokens(5, grid, extents)
     assert packed.tokens(features).shape == (1, 28 + 12 + 1 + 42, width)
     expected = engine.transformer(
-        padded.tokens(features), engine._position_tables(5, grid, extents), padded
+        padded.tokens(features), engine._encoded(5, grid, extents), padded
     )
-    actual = engine.transformer(packed.tokens(features), engine._packed_tables(packed), packed)
+    actual = engine.transformer(packed.tokens(features), engine._packed_positions(packed), packed)
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerances.PACKED_FLOAT32)
     first = PaddedTokens(1, (4, 7), None)
     own = features[:1, :, :4, :7]
-    alone = engine.transformer(first.tokens(own), engine._position_tables(1, (4, 7), None), first)
+    alone = engine.transformer(first.tokens(own), engine._encoded(1, (4, 7), None), first)
     torch.testing.assert_close(actual[:1], alone, rtol=0, atol=tolerances.PACKED_FLOAT32)
 
 
@@ -166,13 +193,20 @@ def test_the_model_is_left_as_it_was_and_not_followed():
     assert all(torch.equal(outputs[key], expected[key]) for key in outputs)
 
 
-def test_position_tables_of_many_sizes_are_not_all_kept(monkeypatch):
-    monkeypatch.setattr(engine_module, "_KEPT_GRIDS", 2)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bf16")
+def test_positions_of_many_sizes_are_kept_up_to_a_number_of_bytes(precision, monkeypatch):
+    """Of each size one encoding for all layers, in the engine's type."""
     model = model_with_statistics("detr_tiny")
-    engine = Engine(model)
-    for size in ((64, 64), (64, 96), (96, 64), (64, 64)):
-        assert max(differences(model, engine, images(size))) <= tolerances.ENGINE_BOXES_FLOAT32
-    assert list(engine._tables) == [(12, 8), (8, 8)]
+    channels = model.query_embed.embedding_dim
+    grids = ((8, 8), (8, 12), (12, 8), (8, 8))
+    held = [PRECISIONS[precision].itemsize * rows * columns * channels for rows, columns in grids]
+    monkeypatch.setattr(engine_module, "_KEPT_POSITIONS", held[2] + held[3])
+    engine = Engine(model, precision)
+    for rows, columns in grids:
+        engine(images((8 * rows, 8 * columns)))
+    assert list(engine._positions) == [(12, 8), (8, 8)]
+    assert [engine._positions.get(grid).nbytes for grid in grids[2:]] == held[2:]
 
 
 def test_nothing_of_an_engine_that_moves_stays_behind(monkeypatch):
@@ -180,9 +214,9 @@ def test_nothing_of_an_engine_that_moves_stays_behind(monkeypatch):
     engine = Engine(model_with_statistics("detr_tiny"))
     (image,) = images(MIXED[0])
     expected = engine([image])
-    assert {table.device.type for table in engine.tables(MIXED[0])} == {"cpu"}
+    assert engine.positions(MIXED[0]).device.type == "cpu"
     engine.to("meta")
-    assert {table.device.type for table in engine.tables(MIXED[0])} == {"meta"}
+    assert engine.positions(MIXED[0]).device.type == "meta"
     found = engine([image.to("meta")])
     assert {key: (value.device.type, value.shape) for key, value in found.items()} == {
         key: ("meta", value.shape) for key, value in expected.items()
@@ -236,6 +270,52 @@ def test_a_convolution_that_moves_forgets_its_packed_weights():
     before = fused(x)
     fused._apply(lambda tensor: 2 * tensor)
     torch.testing.assert_close(fused(x), 2 * before)
+
+
+def test_weights_are_packed_for_each_size_and_kept_once_for_each_order():
+    weight = torch.randn(64, 64)
+    if not onednn_takes(weight):
+        pytest.skip("oneDNN is not here")
+    packed, same, different = (
+        torch.ops.mkldnn._reorder_linear_weight(x, 1) for x in (weight, weight, weight + 1)
+    )
+    made = []
+
+    def pack(weights):
+        return lambda: made.append(weights) or weights
+
+    kept = PackedWeights()
+    assert kept.packed((1, 8), pack(packed)) is packed
+    assert kept.packed((1, 8), pack(different)) is packed
+    assert kept.packed((1, 9), pack(same)) is packed
+    assert kept.packed((2, 8), pack(different)) is different
+    assert kept.packed((1, 9), pack(different)) is packed
+    assert [
+        weights is each for weights, each in zip(made, (packed, same, different), strict=True)
+    ] == [True] * 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_engine_packs_for_the_sizes_it_meets(precision):
+    """What oneDNN would have to reorder in every call, 20 ms for half a million weights."""
+    dtype = PRECISIONS[precision]
+    if not onednn_takes(torch.empty(0, dtype=dtype)):
+        pytest.skip(f"oneDNN does not multiply {precision} here")
+    conv = nn.Conv2d(256, 1024, 1, bias=False)
+    fused = FusedConvolution(conv, nn.BatchNorm2d(1024).eval(), True, dtype)
+    linear = FusedLinear.of(nn.Linear(256, 2048), dtype)
+    for height, width in ((25, 34), (25, 25), (4, 4)):
+        x = torch.randn(1, 256, height, width, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        fused(x)
+        best = torch._C._nn.mkldnn_reorder_conv2d_weight(
+            fused.weight.to_mkldnn(), conv.padding, conv.stride, conv.dilation, 1, x.shape
+        )
+        assert beginning(fused.packed(x.shape, pytest.fail)) == beginning(best)
+    for rows in (1, 100, 850):
+        linear(torch.randn(rows, 256, dtype=dtype))
+        best = torch.ops.mkldnn._reorder_linear_weight(linear.weight, rows)
+        assert beginning(linear.packed(rows, pytest.fail)) == beginning(best)
 
 
 @pytest.mark.parametrize("onednn", [True, False])

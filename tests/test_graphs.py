@@ -217,12 +217,12 @@ def test_fitted_graphs_serve_batches_of_just_their_size():
     assert shapes(graphed) == [fitted, Shape(2, (64, 96), True, True)]
 
 
-def test_a_fitted_graph_holds_the_tables_that_it_reads():
+def test_a_fitted_graph_holds_the_positions_that_it_reads():
     graphed, plain = engines()
     graphed.capture([(64, 90)], fitted=True)
-    (tables,) = (graphed._graphs._graphs.get(shape).tables for shape in shapes(graphed))
-    assert tables is graphed.tables((64, 90))
-    graphed._tables.clear()
+    (held,) = (graphed._graphs._graphs.get(shape).positions for shape in shapes(graphed))
+    assert held is graphed.positions((64, 90))
+    graphed._positions.clear()
     batch = images((64, 90))
     assert_same(graphed(batch), plain(batch))
 
@@ -239,11 +239,11 @@ class AnyNetwork:
 
     exact_batches = True
 
-    def run(self, images, extents, tables, exact):
+    def run(self, images, extents, positions, exact):
         return {"pred_logits": images.new_empty(len(images), 100, 92)}
 
-    def tables(self, canvas):
-        return []
+    def positions(self, canvas):
+        return torch.empty(0)
 
 
 def test_mixed_sizes_of_coco_need_no_capture_after_warming_up(shared_data):

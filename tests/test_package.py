@@ -82,6 +82,7 @@ def test_public_names_are_those_agreed():
     assert set(detr_fast.__all__) == {
         "__version__",
         "Detector",
+        "Engine",
         "HungarianMatcher",
         "SetCriterion",
         "build_info",

@@ -18,6 +18,26 @@ def test_what_was_not_used_for_longest_is_forgotten():
     assert len(recent) == 0
 
 
+def test_the_limit_may_be_of_what_the_entries_weigh():
+    recent = Recent(10, len)
+    for letter, count in (("a", 3), ("b", 4), ("c", 3)):
+        recent.put(letter, letter * count)
+    assert recent.get("a") == "aaa"
+    recent.put("d", "dd")
+    assert list(recent) == ["c", "a", "d"]
+    recent.put("d", "d" * 7)
+    assert list(recent) == ["a", "d"]
+
+
+def test_the_latest_entry_is_kept_whatever_it_weighs():
+    recent = Recent(10, len)
+    recent.put("a", "a")
+    recent.put("b", "b" * 11)
+    assert list(recent) == ["b"]
+    recent.put("c", "c")
+    assert list(recent) == ["c"]
+
+
 def test_asking_whether_something_is_there_does_not_use_it():
     recent = Recent(2)
     recent.put("a", 1)

@@ -63,9 +63,10 @@ class FusedConvolution(PackedWeights):
 
     def _by_onednn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
         weight = self.packed(
+            x.shape,
             lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(
                 self.weight.to_mkldnn(), padding, stride, dilation, 1, x.shape
-            )
+            ),
         )
         arguments = (weight, self.bias, padding, stride, dilation, 1)
         unary = "relu" if self.relu else None

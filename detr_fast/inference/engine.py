@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterable
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..ops.zero_outside import zero_outside
 from .folded_resnet import FoldedResNet
 from .fused_transformer import FusedTransformer
 from .graphs import Graphs
+from .kept_memory import keep_freed_memory
 from .linear import FusedLinear
 from .loading import Preprocess
 from .recent import Recent
@@ -21,8 +23,12 @@ from .token_layout import PackedTokens, PaddedTokens
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # CUDA graphs that are kept. COCO's images need at most 21 canvases, see `canvas`.
 MAX_GRAPHS = 25
-# Grids whose position tables are kept; COCO's validation images have 45 sizes at short side 800.
-_KEPT_GRIDS = 64
+# Bytes of position encodings that are kept: those of 154 images of 800 x 1066, in bf16 and without
+# dilation. COCO's validation images have 45 sizes at short side 800.
+_KEPT_POSITIONS = 64 << 20
+# What a pass through the backbone costs a CPU beside its pixels, in pixels: about 7,000 for
+# ResNet-50 in bf16 and 2,000 for the tiny one, on two cores of an AMD EPYC (Zen 5).
+_PIXELS_OF_A_PASS = 8192
 
 
 class Engine(nn.Module):
@@ -30,11 +36,13 @@ class Engine(nn.Module):
 
     Weights are copied: the model can be trained on, and the engine does not follow. Beside rounding
     the arithmetic is that of the model: normalisations are folded into convolutions in float64,
-    and what does not depend on the image is computed once. In 16 bits the position encoding, the
-    statistics of softmax and LayerNorm, the box head and the boxes stay in float32.
+    and what does not depend on the image is computed once. In 16 bits the position encoding is
+    computed in float32, and the statistics of softmax and LayerNorm, the box head and the boxes
+    stay there.
 
     On CUDA it captures graphs, each for all image sizes that fit on a canvas, see `graphs`; call it
-    from one stream at a time.
+    from one stream at a time. On a CPU under Linux it lets the process keep freed memory, see
+    `kept_memory`.
 
     Args:
         model: a `DETR`, whose `exact_batches` the engine takes over.
@@ -56,6 +64,10 @@ class Engine(nn.Module):
 
     Warns:
         UserWarning: bf16 on a CPU without instructions for it.
+
+    Example:
+        >>> engine = detr_fast.Engine(model, "bf16")
+        >>> outputs = engine(images)  # what model(images) gives, the auxiliary layers left out
     """
 
     def __init__(
@@ -94,7 +106,9 @@ class Engine(nn.Module):
             )
             self.class_embed, self.bbox_embed = source.class_embed, source.bbox_embed
         self._max_graphs, self._short_side = max_graphs, short_side
-        self._tables: Recent[tuple[int, int], list[Tensor]] = Recent(_KEPT_GRIDS)
+        self._positions: Recent[tuple[int, int], Tensor] = Recent(
+            _KEPT_POSITIONS, attrgetter("nbytes")
+        )
         self._graphs: Graphs | None = None
         self.to(device).eval()
 
@@ -145,76 +159,93 @@ class Engine(nn.Module):
             outputs = self._graphs.run(self, images, extents)
             if outputs is not None:
                 return outputs
-        images = images.to(dtype=self._dtype, memory_format=torch.channels_last)
-        tables = self.tables(tuple(images.shape[-2:])) if extents is None else None
-        return self.run(images, extents, tables, self.exact_batches)
+        # In one step this takes three times as long on a CPU.
+        images = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        positions = self.positions(tuple(images.shape[-2:])) if extents is None else None
+        return self.run(images, extents, positions, self.exact_batches)
 
     def run(
-        self, images: Tensor, extents: Tensor | None, tables: list[Tensor] | None, exact: bool
+        self, images: Tensor, extents: Tensor | None, positions: Tensor | None, exact: bool
     ) -> dict[str, Tensor]:
         """`forward` after all conversions; on CUDA nothing here reads what the tensors hold.
 
         Args:
             images: (B, 3, H, W) in the engine's type, channels last.
             extents: (B, 2) int64, rows and columns of each image; None without padding.
-            tables: what `tables` gives, without padding; None with it.
+            positions: what `positions` gives, without padding; None with it.
             exact: see `DETR.exact_batches`.
 
         Returns:
             As `forward`.
         """
         if extents is not None and exact:
-            features = self.backbone(zero_outside(images, extents), extents)
+            features = self._exact_features(images, extents)
             extents = strided(extents, self.stride)
         else:
             features = self.backbone(images, None)
             if extents is not None:
                 extents = nearest(extents, images.shape[-2:], features.shape[-2:])
-        grid = tuple(features.shape[-2:])
-        if extents is not None and features.device.type == "cpu":
+        if extents is not None and images.is_cpu:
             layout = PackedTokens(extents.tolist())
-            tables = self._packed_tables(layout)
+            positions = self._packed_positions(layout)
         else:
+            grid = tuple(features.shape[-2:])
             layout = PaddedTokens(len(features), grid, extents)
-            if tables is None:
-                tables = self._position_tables(len(features), grid, extents)
+            if positions is None:
+                positions = self._encoded(len(features), grid, extents)
         tokens = self.input_proj(layout.tokens(features))
-        states = self.transformer(tokens, tables, layout).float()
+        states = self.transformer(tokens, positions, layout).float()
         return {
             "pred_logits": self.class_embed(states),
             "pred_boxes": self.bbox_embed(states).sigmoid(),
         }
 
-    def tables(self, canvas: tuple[int, int]) -> list[Tensor]:
-        """The position tables of a canvas (H, W) without padding, computed once."""
-        return self._tables_of(tuple(-(-side // self.stride) for side in canvas))
+    def _exact_features(self, images: Tensor, extents: Tensor) -> Tensor | list[Tensor]:
+        """The features that each image has alone: (B, C, Hf, Wf), or one (C, hf, wf) an image."""
+        if images.is_cpu:
+            area = images.shape[-2] * images.shape[-1]
+            padding = (area - extents.prod(1)).sum().item()
+            if padding > _PIXELS_OF_A_PASS * len(images):
+                # An image of padding alone has no tokens in the end, but can be computed.
+                sizes = extents.clamp(min=1).tolist()
+                own = zip(images.split(1), sizes, strict=True)
+                return [self.backbone(image[..., :h, :w], None)[0] for image, (h, w) in own]
+        return self.backbone(zero_outside(images, extents), extents)
 
-    def _tables_of(self, grid: tuple[int, int]) -> list[Tensor]:
-        tables = self._tables.get(grid)
-        if tables is None:
-            tables = self._position_tables(1, grid, None)
-            self._tables.put(grid, tables)
-        return tables
+    def positions(self, canvas: tuple[int, int]) -> Tensor:
+        """Where the tokens of a canvas (H, W) without padding stand, (1, L, E), computed once."""
+        return self._positions_of(tuple(-(-side // self.stride) for side in canvas))
 
-    def _position_tables(
-        self, batch: int, grid: tuple[int, int], extents: Tensor | None
-    ) -> list[Tensor]:
+    def _positions_of(self, grid: tuple[int, int]) -> Tensor:
+        positions = self._positions.get(grid)
+        if positions is None:
+            positions = self._encoded(1, grid, None)
+            self._positions.put(grid, positions)
+        return positions
+
+    def _encoded(self, batch: int, grid: tuple[int, int], extents: Tensor | None) -> Tensor:
+        """The position encoding (B, L, E) of a grid, computed in float32."""
         shape = self.input_proj.weight.new_empty((batch, 1, *grid), dtype=torch.float32)
-        return self.transformer.position_tables(self.position_encoding(shape, extents))
+        encoding = self.position_encoding(shape, extents)
+        return encoding.flatten(2).transpose(1, 2).to(self._dtype)
 
-    def _packed_tables(self, layout: PackedTokens) -> list[Tensor]:
-        """The tables of each image alone, one after another; an image may be padding altogether."""
-        tables = []
-        for rows, columns in layout.extents:
-            alone = self._tables_of((max(rows, 1), max(columns, 1)))
-            tables.append([table[:, : rows * columns] for table in alone])
-        return [torch.cat(of_layer, 1) for of_layer in zip(*tables, strict=True)]
+    def _packed_positions(self, layout: PackedTokens) -> Tensor:
+        """Those of each image alone, one after another; an image may be padding altogether."""
+        return torch.cat(
+            [
+                self._positions_of((max(rows, 1), max(columns, 1)))[:, : rows * columns]
+                for rows, columns in layout.extents
+            ],
+            1,
+        )
 
     def _apply(self, *arguments, **options) -> "Engine":
         """Where modules move; what was made of their tensors stays behind."""
         self._graphs = None
-        self._tables.clear()
+        self._positions.clear()
         super()._apply(*arguments, **options)
+        if self.input_proj.weight.is_cpu:
+            keep_freed_memory()
         if self.input_proj.weight.is_cuda and self._max_graphs > 0:
             self._graphs = Graphs(
                 self._max_graphs, self._short_side, self._dtype, self.input_proj.weight.device

@@ -1,11 +1,12 @@
 """A trained DETR transformer with everything that does not depend on the image computed ahead.
 
-* Positions join queries and keys only: `(x + pos) W = x W + pos W`. What positions contribute is a
-  table that is computed in float32 and added to one product with all of a layer's projections.
-* Keys and values of all decoder layers come from the same memory: one product makes them all.
+* Keys of all decoder layers come from the same memory and positions, and values from the same
+  memory: one product makes all keys, another all values.
 * The first decoder layer begins with zeros, and attention among equal values gives that value: its
   self-attention, and the cross-attention's queries, are the same for every image.
 * Only the last decoder layer is read.
+* Positions of the object queries are learned, and what they contribute to a projection is a table:
+  `(x + pos) W = x W + pos W`.
 """
 
 import torch
@@ -38,77 +39,50 @@ class FusedTransformer(nn.Module):
         )
         self.decoder_norm = _copied(decoder.norm, dtype)
         crosses = [layer.multihead_attn for layer in decoder.layers]
-        keys = [cross.in_proj_weight.chunk(3)[1] for cross in crosses]
-        values = [cross.in_proj_weight.chunk(3)[2] for cross in crosses]
-        value_biases = [cross.in_proj_bias.chunk(3)[2] for cross in crosses]
-        key_biases = [cross.in_proj_bias.chunk(3)[1] for cross in crosses]
-        self.memory_proj = FusedLinear(
-            torch.cat([*keys, *values]), torch.cat([*key_biases, *value_biases]), dtype
+        _, self.memory_keys, self.memory_values = (
+            FusedLinear(torch.cat(weights), torch.cat(biases), dtype)
+            for weights, biases in zip(
+                zip(*(cross.in_proj_weight.chunk(3) for cross in crosses), strict=True),
+                zip(*(cross.in_proj_bias.chunk(3) for cross in crosses), strict=True),
+                strict=True,
+            )
         )
-        queries_and_keys = [
-            layer.self_attn.in_proj_weight[: 2 * layer.self_attn.embed_dim]
-            for layer in encoder.layers
-        ]
-        self.position_weight = nn.Buffer(_detached(torch.cat([*queries_and_keys, *keys])))
         first = decoder.layers[0]
         start, start_query = _constant_start(first, query_embed)
         self.start = nn.Buffer(_detached(start, dtype))
         self.start_query = nn.Buffer(_detached(start_query, dtype))
 
-    def position_tables(self, positions: Tensor) -> list[Tensor]:
-        """What the positions of the grid contribute to every layer's queries and keys.
-
-        An encoding that is a sum of one over rows and one over columns, as both of DETR's are, is
-        known by its first row and its first column, and so is its product with the weights.
-
-        Args:
-            positions: (B or 1, E, Hf, Wf) float32, the position encoding.
-
-        Returns:
-            One table (B or 1, Hf * Wf, 2 E) for each encoder layer, and one with the keys of all
-            decoder layers, (B or 1, Hf * Wf, S * E).
-        """
-        rows = positions[..., 0].transpose(1, 2) @ self.position_weight.T
-        columns = positions[:, :, 0].transpose(1, 2) @ self.position_weight.T
-        rows = rows - columns[:, :1]
-        width = 2 * positions.shape[1]
-        widths = [width] * len(self.encoder_layers)
-        widths.append(self.position_weight.shape[0] - sum(widths))
-        return [
-            (r[:, :, None] + c[:, None]).to(self.dtype).flatten(1, 2)
-            for r, c in zip(rows.split(widths, -1), columns.split(widths, -1), strict=True)
-        ]
-
     def forward(
         self,
         tokens: Tensor,
-        tables: list[Tensor],
+        positions: Tensor,
         layout: TokenLayout,
     ) -> Tensor:
         """Decodes the object queries of every image.
 
         Args:
             tokens: projected backbone features in `dtype`, as the layout has them.
-            tables: see `position_tables`; of each token the row.
+            positions: the encoding of where each token stands, in `dtype`, like `tokens` or
+                (1, L, E) for all images.
             layout: where the tokens of each image are.
 
         Returns:
             Normalised states of the last decoder layer, (B, Q, E).
         """
-        for layer, table in zip(self.encoder_layers, tables[:-1], strict=True):
-            tokens = layer(tokens, table, layout)
+        for layer in self.encoder_layers:
+            tokens = layer(tokens, positions, layout)
         memory = self.encoder_norm(tokens)
-        keys, values = self.memory_proj(memory).chunk(2, -1)
         count = len(self.decoder_layers)
-        keys = (keys + tables[-1]).chunk(count, -1)
+        keys = self.memory_keys(memory + positions).chunk(count, -1)
+        values = self.memory_values(memory).chunk(count, -1)
         states = self.start.expand(layout.images, *self.start_query.shape[:1], -1)
         query = self.start_query.expand(layout.images, -1, -1)
-        for i, (layer, value) in enumerate(
-            zip(self.decoder_layers, values.chunk(count, -1), strict=True)
+        for i, (layer, key, value) in enumerate(
+            zip(self.decoder_layers, keys, values, strict=True)
         ):
             if i > 0:
                 states, query = layer.attend_to_queries(states)
-            states = layer.attend_to_memory(states, query, keys[i], value, layout)
+            states = layer.attend_to_memory(states, query, key, value, layout)
         return self.decoder_norm(states)
 
 
@@ -118,15 +92,18 @@ class _EncoderLayer(nn.Module):
         self.pre_norm = layer.pre_norm
         self.heads = layer.self_attn.num_heads
         own = layer.self_attn
-        self.in_proj = FusedLinear(own.in_proj_weight, own.in_proj_bias, dtype)
+        sizes = (2 * own.embed_dim, own.embed_dim)
+        weights, biases = own.in_proj_weight.split(sizes), own.in_proj_bias.split(sizes)
+        self.query_key = FusedLinear(weights[0], biases[0], dtype)
+        self.value = FusedLinear(weights[1], biases[1], dtype)
         self.out = FusedLinear.of(own.out_proj, dtype)
         self.norm1, self.norm2 = _copied(layer.norm1, dtype), _copied(layer.norm2, dtype)
         self.feed_forward = _FeedForward(layer, dtype)
 
-    def forward(self, x: Tensor, table: Tensor, layout: TokenLayout) -> Tensor:
-        projected = self.in_proj(self.norm1(x) if self.pre_norm else x)
-        projected[..., : table.shape[-1]] += table
-        x = x + self.out(layout.among_tokens(*projected.chunk(3, -1), self.heads))
+    def forward(self, x: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
+        source = self.norm1(x) if self.pre_norm else x
+        query, key = self.query_key(source + positions).chunk(2, -1)
+        x = x + self.out(layout.among_tokens(query, key, self.value(source), self.heads))
         if self.pre_norm:
             return x + self.feed_forward(self.norm2(x))
         x = self.norm1(x)

@@ -38,10 +38,10 @@ class Network(Protocol):
     exact_batches: bool
 
     def run(
-        self, images: Tensor, extents: Tensor | None, tables: list[Tensor] | None, exact: bool
+        self, images: Tensor, extents: Tensor | None, positions: Tensor | None, exact: bool
     ) -> Outputs: ...
 
-    def tables(self, canvas: tuple[int, int]) -> list[Tensor]: ...
+    def positions(self, canvas: tuple[int, int]) -> Tensor: ...
 
 
 class Shape(NamedTuple):
@@ -153,14 +153,14 @@ class Graphs:
     def _captured(self, network: Network, shape: Shape) -> "_Graph":
         if len(self._graphs) == 0:
             self._capture = self._new_capture()
-        extents = tables = None
+        extents = positions = None
         if shape.padded:
             extents = torch.tensor([shape.canvas] * shape.batch, device=self._pixels.device)
         else:
-            tables = network.tables(shape.canvas)
+            positions = network.positions(shape.canvas)
         images = self._images(shape)
-        replay = self._capture(lambda: network.run(images, extents, tables, shape.exact))
-        graph = _Graph(images, extents, tables, replay)
+        replay = self._capture(lambda: network.run(images, extents, positions, shape.exact))
+        graph = _Graph(images, extents, positions, replay)
         self.captures += 1
         self._graphs.put(shape, graph)
         return graph
@@ -177,7 +177,7 @@ class Graphs:
 class _Graph(NamedTuple):
     images: Tensor
     extents: Tensor | None
-    tables: list[Tensor] | None  # held, because the graph reads them
+    positions: Tensor | None  # held, because the graph reads them
     replay: Replay
 
     def fill(self, images: Tensor, extents: Tensor | None) -> None:

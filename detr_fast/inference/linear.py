@@ -35,7 +35,9 @@ class FusedLinear(PackedWeights):
         """(..., I) -> (..., O)."""
         if onednn_takes(x) and x.numel() > 0:
             rows = x.numel() // x.shape[-1]
-            weight = self.packed(lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, rows))
+            weight = self.packed(
+                rows, lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+            )
             unary = "relu" if self.relu else "none"
             return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, unary, [], "")
         out = F.linear(x, self.weight, self.bias)

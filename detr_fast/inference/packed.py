@@ -1,9 +1,18 @@
 """Weights in the order that oneDNN computes with, made once and not in every call."""
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
+
+from .recent import Recent
+
+# Sizes of what comes in whose order is remembered.
+_KEPT_SIZES = 256
+# Bytes at the beginning of packed weights that orders are told apart by. Were two taken for one,
+# oneDNN would reorder, and the result be the same.
+_TELLING_BYTES = 1 << 16
 
 
 def onednn_takes(x: Tensor) -> bool:
@@ -15,23 +24,41 @@ def onednn_takes(x: Tensor) -> bool:
 
 
 class PackedWeights(nn.Module):
-    """A module that keeps a packed copy of its weights, as long as it stays where it is."""
+    """A module that keeps packed copies of its weights, as long as it stays where it is.
+
+    The order that oneDNN wants may depend on the size of what comes in, and weights in another it
+    reorders in every call, which can take many times as long as the product itself. Orders are few,
+    and each is kept once.
+    """
 
     def __init__(self):
         super().__init__()
-        self._packed: Tensor | None = None
+        self._forget()
 
-    def packed(self, pack: Callable[[], Tensor]) -> Tensor:
-        """The packed weights, made by `pack` when there are none."""
-        if self._packed is None:
-            self._packed = pack()
-        return self._packed
+    def packed(self, size: Hashable, pack: Callable[[], Tensor]) -> Tensor:
+        """The packed weights for inputs of a size, made by `pack` when there are none."""
+        weights = self._of_size.get(size)
+        if weights is None:
+            made = pack()
+            weights = self._of_order.setdefault(beginning(made), made)
+            self._of_size.put(size, weights)
+        return weights
+
+    def _forget(self) -> None:
+        self._of_size: Recent[Hashable, Tensor] = Recent(_KEPT_SIZES)
+        self._of_order: dict[bytes, Tensor] = {}
 
     def __getstate__(self) -> dict:
         """Packed weights can be neither copied nor sent to another process."""
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_of_size": Recent(_KEPT_SIZES), "_of_order": {}}
 
     def _apply(self, *arguments, **options) -> "PackedWeights":
         """Where modules move; the packed weights are those of before."""
-        self._packed = None
+        self._forget()
         return super()._apply(*arguments, **options)
+
+
+def beginning(packed: Tensor) -> bytes:
+    """The first bytes of a tensor that is oneDNN's own."""
+    count = min(torch.ops.mkldnn._nbytes(packed), _TELLING_BYTES)
+    return ctypes.string_at(torch.ops.mkldnn.data_ptr(packed), count)

@@ -1,7 +1,7 @@
 """A mapping that forgets what has not been used for longest."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
@@ -12,11 +12,13 @@ class Recent(Generic[Key, Value]):
     """The entries read or written last, the latest at the end.
 
     Args:
-        limit: how many, at least 1.
+        limit: how much of them is kept; the latest entry is, whatever it weighs.
+        weight: of a value. By default each weighs 1, and `limit` is their number.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, weight: Callable[[Value], int] | None = None):
         self.limit = limit
+        self._weight = weight
         self._entries: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
@@ -27,11 +29,16 @@ class Recent(Generic[Key, Value]):
         return self._entries[key]
 
     def put(self, key: Key, value: Value) -> None:
-        """Adds an entry, and drops the oldest if there are too many then."""
+        """Adds an entry, and drops the oldest as long as there is too much."""
         self._entries[key] = value
         self._entries.move_to_end(key)
-        if len(self._entries) > self.limit:
+        while len(self._entries) > 1 and self._total() > self.limit:
             self._entries.popitem(last=False)
+
+    def _total(self) -> int:
+        if self._weight is None:
+            return len(self._entries)
+        return sum(map(self._weight, self._entries.values()))
 
     def clear(self) -> None:
         self._entries.clear()

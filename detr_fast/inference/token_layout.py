@@ -11,7 +11,7 @@ captured graph, and its sizes would have to be read back; there the attention ke
 of keys below an image instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,10 +57,11 @@ class PackedTokens:
         self.extents = extents
         self._lengths = [rows * columns for rows, columns in extents]
 
-    def tokens(self, features: Tensor) -> Tensor:
-        """Features (B, C, Hf, Wf), best channels last -> tokens (1, N, C)."""
-        own = zip(features.permute(0, 2, 3, 1), self.extents, strict=True)
-        return torch.cat([image[:h, :w].flatten(0, 1) for image, (h, w) in own])[None]
+    def tokens(self, features: Iterable[Tensor]) -> Tensor:
+        """Features (C, Hf, Wf) of each image, best channels last -> tokens (1, N, C)."""
+        own = zip(features, self.extents, strict=True)
+        own = [image.permute(1, 2, 0)[:h, :w].flatten(0, 1) for image, (h, w) in own]
+        return torch.cat(own)[None]
 
     def among_tokens(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """From each token to those of its image; all are (1, N, E)."""

@@ -1,0 +1,36 @@
+"""Memory that a process frees, kept for the next call.
+
+The features of one image are tens of megabytes. glibc gives blocks of this size back to the system
+as soon as they are free, which takes the pages away and, for the next image, clears as many anew:
+13,000 pages of 4 KiB for `detr_resnet50` in bf16 at 800 x 1066, 40,000 in fp32. On two cores of an
+AMD EPYC (Zen 5) that is up to 12 % of the engine's time.
+"""
+
+import ctypes
+import os
+
+# How much may stay with the process.
+_BYTES = 1 << 30
+# Options of glibc's mallopt: the size from which a block is the system's own, and how much may be
+# free at the end of the heap. In this order: glibc adapts the first until either is set, and old
+# ones refuse to set it as high.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+# Whoever set one of these has decided already.
+_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_")
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep up to 1 GiB of freed memory with the process, for whatever needs it next.
+
+    Where another C library allocates, or the environment sets malloc's thresholds, nothing changes.
+
+    Returns:
+        Whether memory is kept now.
+    """
+    if any(name in os.environ for name in _VARIABLES):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all(mallopt(option, _BYTES) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
