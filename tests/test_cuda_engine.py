@@ -24,15 +24,6 @@ SHORT_SIDE = 96
 SIZES = ((96, 128), (96, 144), (128, 96), (96, 96), (80, 160), (90, 120), (96, 127))
 
 
-@pytest.fixture(autouse=True)
-def _float32_is_float32():
-    """Without TensorFloat-32, whose rounding is another comparison."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
 def engines(
     precision: str = "fp32", exact: bool = True, name: str = "detr_resnet50", **options
 ) -> tuple[Engine, Engine]:

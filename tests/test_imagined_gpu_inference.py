@@ -76,6 +76,25 @@ def test_the_engine(name, precision, exact, graphs):
         assert not graphs or engine.captures == (2 if exact else 3)
 
 
+@pytest.mark.parametrize("graphs", [False, True], ids=["plain", "graphs"])
+@pytest.mark.parametrize(("precision", "rounds"), [("fp32", False), ("fp16", True)])
+def test_fp32_is_all_of_float32(precision, rounds, graphs, monkeypatch):
+    seen = []
+    fused = torch.ops.aten.cudnn_convolution_relu
+
+    def noted(*arguments):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return fused(*arguments)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", noted)
+    with imagined_gpu() as gpu:
+        engine = engine_of(gpu, "detr_tiny", precision, exact=False, graphs=graphs)
+        engine.capture([(64, 64)])
+        engine(images((64, 90), (50, 70)))
+    assert set(seen) == {rounds}
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_the_engine_of_a_model_on_the_gpu_and_one_that_comes_and_goes():
     with imagined_gpu() as gpu:
         model = model_with_statistics("detr_tiny").to("cuda")

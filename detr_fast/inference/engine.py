@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..models.detr import DETR, Samples, batch_images
 from ..models.padding import nearest, strided
 from ..ops.zero_outside import zero_outside
+from .float32 import full_float32
 from .folded_resnet import FoldedResNet
 from .fused_transformer import FusedTransformer
 from .graphs import Graphs
@@ -38,7 +40,7 @@ class Engine(nn.Module):
     the arithmetic is that of the model: normalisations are folded into convolutions in float64,
     and what does not depend on the image is computed once. In 16 bits the position encoding is
     computed in float32, and the statistics of softmax and LayerNorm, the box head and the boxes
-    stay there.
+    stay there. "fp32" is all of float32 on a GPU, too, whatever torch may round there by default.
 
     On CUDA it captures graphs, each for all image sizes that fit on a canvas, see `graphs`; call it
     from one stream at a time. On a CPU under Linux it lets the process keep freed memory, see
@@ -134,7 +136,8 @@ class Engine(nn.Module):
             ValueError: that is more graphs than `max_graphs`.
         """
         if self._graphs is not None:
-            self._graphs.capture(self, batch_size, list(sizes), fitted)
+            with self._arithmetic():
+                self._graphs.capture(self, batch_size, list(sizes), fitted)
 
     @torch.inference_mode()
     def forward(self, samples: Samples) -> dict[str, Tensor]:
@@ -155,14 +158,20 @@ class Engine(nn.Module):
             raise ValueError(
                 f"the images are on {images.device} and the engine on {device}: move one of them"
             )
-        if self._graphs is not None:
-            outputs = self._graphs.run(self, images, extents)
-            if outputs is not None:
-                return outputs
-        # In one step this takes three times as long on a CPU.
-        images = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
-        positions = self.positions(tuple(images.shape[-2:])) if extents is None else None
-        return self.run(images, extents, positions, self.exact_batches)
+        with self._arithmetic():
+            if self._graphs is not None:
+                outputs = self._graphs.run(self, images, extents)
+                if outputs is not None:
+                    return outputs
+            # In one step this takes three times as long on a CPU.
+            images = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
+            positions = self.positions(tuple(images.shape[-2:])) if extents is None else None
+            return self.run(images, extents, positions, self.exact_batches)
+
+    def _arithmetic(self) -> AbstractContextManager:
+        """What "fp32" means on a GPU, where torch would round."""
+        rounds = self.precision == "fp32" and self.input_proj.weight.is_cuda
+        return full_float32() if rounds else nullcontext()
 
     def run(
         self, images: Tensor, extents: Tensor | None, positions: Tensor | None, exact: bool
