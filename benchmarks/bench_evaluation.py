@@ -43,6 +43,7 @@ from detr_fast.evaluation.coco import CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
 from detr_fast.inference.benchmark.workloads import val2017_sizes
 from detr_fast.inference.engine import Engine
+from detr_fast.inference.kept_memory import keep_freed_memory
 
 STRIDE = 32
 LONG_TO_SHORT = 1333 / 800
@@ -165,6 +166,8 @@ def main() -> None:
     if args.count:
         return
 
+    if args.device == "cpu":
+        keep_freed_memory()  # as `detr-fast eval` does
     torch.manual_seed(0)
     model = build_model(args.model, exact_batches=True).eval().to(args.device)
     if args.precision != "none":

@@ -59,6 +59,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, default=10, help="times that each of them is timed")
     parser.add_argument("--short_side", type=int, default=800, help="of the resized images")
+    parser.add_argument(
+        "--keep_memory",
+        action="store_true",
+        help="let the process keep freed memory, as eval, predict and verify do on a CPU; every "
+        "implementation gains from it",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one")
     parser.add_argument(
         "--output", metavar="FOLDER", help="write inference.json, inference.md and a plot there"
@@ -86,6 +92,7 @@ def run(args: argparse.Namespace, peers: Callable[[Sequence[str]], Mapping] | No
         batch_sizes=tuple(args.batch_sizes),
         rounds=args.rounds,
         short_side=args.short_side,
+        keep_memory=args.keep_memory,
     )
     record = run_benchmark(request, open_device(args.device), peers, _tell)
     print(render(record))

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.evaluate import evaluate
     from ..evaluation.report import render, to_json
     from ..inference.engine import Engine
+    from ..inference.kept_memory import keep_freed_memory
     from ..inference.loading import load_for_detection
     from ..training import distributed
     from ..training.assembly import open_device
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         shipped += "_panoptic"
     source = args.weights or args.model or shipped
     device = open_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         loaded = load_for_detection(source, args.model, exact_batches=args.exact_batches)
         dataset = _dataset(args, loaded)

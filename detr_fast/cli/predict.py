@@ -43,6 +43,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..inference.detector import Detector
     from ..inference.images import list_sources
+    from ..inference.kept_memory import keep_freed_memory
     from ..training.assembly import open_device
 
     threshold = args.threshold
@@ -56,7 +57,10 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"no image or folder at {', '.join(missing)}")
     default = "detr_resnet50_panoptic" if args.panoptic else "detr_resnet50"
     source = args.weights or args.model or default
-    detector = Detector(source, open_device(args.device), name=args.model)
+    device = open_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    detector = Detector(source, device, name=args.model)
     if args.panoptic and not detector.has_masks:
         raise ValueError(f"{source} has no masks; use a model such as detr_resnet50_panoptic")
     output = Path(args.output)

@@ -39,11 +39,14 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..inference.detector import Detector
     from ..inference.engine import check_precision
+    from ..inference.kept_memory import keep_freed_memory
     from ..training.assembly import open_device
 
     if args.max_images < 1:
         raise ValueError(f"--max_images is {args.max_images}; expected at least 1")
     device = open_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     for precision in args.precision:
         check_precision(precision, device)
     source = args.weights or args.model or ("detr_resnet50" if args.sources else "detr_tiny")

@@ -16,7 +16,6 @@ from .float32 import full_float32
 from .folded_resnet import FoldedResNet
 from .fused_transformer import FusedTransformer
 from .graphs import Graphs
-from .kept_memory import keep_freed_memory
 from .linear import FusedLinear
 from .loading import Preprocess
 from .recent import Recent
@@ -43,8 +42,7 @@ class Engine(nn.Module):
     stay there. "fp32" is all of float32 on a GPU, too, whatever torch may round there by default.
 
     On CUDA it captures graphs, each for all image sizes that fit on a canvas, see `graphs`; call it
-    from one stream at a time. On a CPU under Linux it lets the process keep freed memory, see
-    `kept_memory`.
+    from one stream at a time. On a CPU `kept_memory.keep_freed_memory` makes it faster.
 
     Args:
         model: a `DETR`, whose `exact_batches` the engine takes over.
@@ -253,8 +251,6 @@ class Engine(nn.Module):
         self._graphs = None
         self._positions.clear()
         super()._apply(*arguments, **options)
-        if self.input_proj.weight.is_cpu:
-            keep_freed_memory()
         if self.input_proj.weight.is_cuda and self._max_graphs > 0:
             self._graphs = Graphs(
                 self._max_graphs, self._short_side, self._dtype, self.input_proj.weight.device

@@ -80,7 +80,9 @@ def _circumstances(record: Mapping) -> list[str]:
         f"{'Random' if settings['weights'] == 'none' else 'Published'} weights; "
         f"{'images' if settings['coco_path'] else 'noise of the sizes of images'} of val2017; "
         f"rounds of each fixed size: {settings['rounds']}; torch.compile: "
-        f"{settings['compile_mode']}; float32 without TF32.",
+        f"{settings['compile_mode']}; freed memory "
+        f"{'kept by the process' if settings['keep_memory'] else 'as the C library has it'}; "
+        "float32 without TF32.",
         "",
         _LEGEND,
     ]

@@ -8,6 +8,7 @@ import torch
 from ..._environment import conditions, environment, versions
 from ...models.catalogue import zoo_entry
 from ..engine import check_precision
+from ..kept_memory import keep_freed_memory
 from .implementations import COMPILE_MODES, WEIGHTS, Maker, default_precisions, makers
 from .measure import measure
 from .workloads import SHORT_SIDE, Pipeline, fixed_size, preprocess_for, zoo_protocol
@@ -28,6 +29,7 @@ class BenchmarkRequest:
         batch_sizes: of the batches of one size.
         rounds: how often each of these is timed.
         short_side: to which images are brought; the limit of the long side scales with it.
+        keep_memory: call `keep_freed_memory` first, which holds for every implementation.
     """
 
     models: tuple[str, ...] = ("detr_resnet50",)
@@ -39,6 +41,7 @@ class BenchmarkRequest:
     batch_sizes: tuple[int, ...] = (1,)
     rounds: int = 10
     short_side: int = SHORT_SIDE
+    keep_memory: bool = False
 
 
 def run_benchmark(
@@ -60,7 +63,8 @@ def run_benchmark(
         `measure` returns.
 
     Raises:
-        ValueError: something in the request is out of range or unknown; the message names it.
+        ValueError: something in the request is out of range, unknown or not to be had; the message
+            names it.
         FileNotFoundError, ConnectionError: data or weights are not to be had.
     """
     precisions = request.precisions or default_precisions(device)
@@ -69,6 +73,8 @@ def run_benchmark(
     if request.images:
         workloads.append(zoo_protocol(request.images, request.coco_path))
     about = _about(device)
+    if request.keep_memory and not keep_freed_memory():
+        raise ValueError("keep_memory: this process cannot keep its memory")
     made = makers(precisions, request.compile_mode, request.short_side)
     if peers is not None:
         made |= peers(precisions)
