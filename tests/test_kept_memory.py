@@ -42,8 +42,9 @@ def test_memory_is_kept_unless_the_environment_decides(variables, tmp_path):
     assert process.returncode == 0, process.stderr
     kept, faults = process.stdout.split()
     assert kept == str(not variables)
-    # The stem's features alone, 64 MiB in each call, are 16,384 pages of 4 KiB.
-    assert int(faults) > 3 * 16384 if variables else int(faults) < 1000
+    # The stem's features alone, 64 MiB in each call, are 16,384 pages of 4 KiB. A few hundred come
+    # anew in any case, more where the system takes idle pages away.
+    assert int(faults) > 3 * 16384 if variables else int(faults) < 16384
 
 
 @pytest.mark.parametrize(
