@@ -193,13 +193,22 @@ def test_the_batch_around_a_problem_does_not_change_it(shape):
         assert torch.equal(linear_assignment(cost[b : b + 1])[0], together[b])
 
 
-@pytest.mark.parametrize("shape", [(7, 100), (100, 7), (40, 40), (3, 5)])
-def test_strides_do_not_change_the_answer(shape):
+@pytest.mark.parametrize(
+    "shape", [(7, 100), (100, 7), (20, 90), (40, 40), (3, 5), (50, 131), (70, 90), (131, 260)]
+)
+@pytest.mark.parametrize("costs", ["ties", "few ties", "forbidden", "float64"])
+def test_strides_do_not_change_the_answer(shape, costs):
     cost = with_ties(4, *shape)
+    if costs == "few ties":
+        cost = torch.randint(0, 99, cost.shape).float()
+    elif costs == "forbidden":
+        cost[torch.rand(cost.shape) < 0.2] = float("inf")
+    elif costs == "float64":
+        cost = torch.randint(0, 99, cost.shape).double()
     expected = linear_assignment(cost)
 
     def wide():
-        return torch.full((4, 2 * shape[0], 3 * shape[1]), float("nan"))
+        return torch.full((4, 2 * shape[0], 3 * shape[1]), float("nan"), dtype=cost.dtype)
 
     layouts = {
         "columns first": cost.transpose(1, 2).contiguous().transpose(1, 2),

@@ -3,81 +3,37 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd_columns.h"
-#include "simd_transpose.h"
+#include "simd_strided_columns.h"
 
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-// The entries between rows of a dense copy: whole vectors, and an odd number of cache lines, or
-// entries of one column would share few places in the cache.
 template <class Cost>
-inline int64_t dense_stride(int columns) {
-  constexpr int kLine = 64 / sizeof(Cost);
-  return ((static_cast<int64_t>(columns) + kLine - 1) / kLine | 1) * kLine;
+inline size_t assignment_bytes_of(int rows, int columns, bool strided) {
+  return strided ? StridedColumns<Cost>::bytes(rows, columns)
+                 : SimdColumns<Cost>::bytes(rows, columns);
 }
 
-template <class Cost>
-inline size_t assignment_bytes_of(int rows, int columns, bool copied) {
-  const size_t state = SimdColumns<Cost>::bytes(rows, columns);
-  const size_t copy = copied ? sizeof(Cost) * rows * dense_stride<Cost>(columns) : 0;
-  return (state + 63) / 64 * 64 + copy;
-}
-
-inline size_t assignment_bytes(int rows, int columns, size_t cost_bytes, bool copied) {
+inline size_t assignment_bytes(int rows, int columns, size_t cost_bytes, bool strided) {
   const int fewer = rows < columns ? rows : columns, more = rows < columns ? columns : rows;
-  return cost_bytes == sizeof(float) ? assignment_bytes_of<float>(fewer, more, copied)
-                                     : assignment_bytes_of<double>(fewer, more, copied);
-}
-
-// Copies to rows of contiguous entries, dense_stride apart.
-template <class Cost>
-inline void copy_dense(const CostMatrix<Cost>& from, Cost* to) {
-  const int64_t to_stride = dense_stride<Cost>(from.columns);
-  constexpr int kTile = Simd<Cost>::kLanes;
-  for (int j = 0; j < from.columns; j += kTile) {
-    const int count = from.columns - j < kTile ? from.columns - j : kTile;
-    for (int i = 0; i < from.rows; i += kTile) {
-      const int length = from.rows - i < kTile ? from.rows - i : kTile;
-      const Cost* corner = from.data + i * from.row_stride + j * from.column_stride;
-      Cost* to_corner = to + i * to_stride + j;
-      if (from.row_stride == 1) {
-        // The columns after these lie on too many lines for the hardware to foresee: measured on 64
-        // problems of 100 x 900, a third of the time.
-        for (int k = 0; k < kTile; ++k) {
-          __builtin_prefetch(corner + (k + kTile) * from.column_stride);
-        }
-        transpose_block(corner, from.column_stride, count, length, to_corner, to_stride);
-        continue;
-      }
-      for (int k = 0; k < length; ++k) {
-        for (int l = 0; l < count; ++l) {
-          to_corner[k * to_stride + l] = corner[k * from.row_stride + l * from.column_stride];
-        }
-      }
-    }
-  }
+  return cost_bytes == sizeof(float) ? assignment_bytes_of<float>(fewer, more, strided)
+                                     : assignment_bytes_of<double>(fewer, more, strided);
 }
 
 // Solves a problem with rows <= columns.
 template <class Cost, class Use>
 inline LapStatus assign_rows(const CostMatrix<Cost>& cost, Workspace& workspace, const Use& use) {
-  const bool copied = cost.column_stride != 1 && cost.rows > 0;
-  const size_t bytes = assignment_bytes_of<Cost>(cost.rows, cost.columns, copied);
-  char* storage = static_cast<char*>(workspace.reserve(bytes));
-  const Cost* rows = cost.data;
-  int64_t row_stride = cost.row_stride;
-  if (copied) {
-    Cost* dense = reinterpret_cast<Cost*>(
-        storage + assignment_bytes_of<Cost>(cost.rows, cost.columns, false));
-    copy_dense(cost, dense);
-    rows = dense;
-    row_stride = dense_stride<Cost>(cost.columns);
-  }
-  SimdColumns<Cost> columns(rows, row_stride, cost.rows, cost.columns, storage);
-  const LapStatus status = solve(columns);
-  if (status == LapStatus::kOptimal) use(columns);
-  return status;
+  const bool strided = cost.column_stride != 1 && cost.rows > 0;
+  char* storage = static_cast<char*>(
+      workspace.reserve(assignment_bytes_of<Cost>(cost.rows, cost.columns, strided)));
+  const auto solve_and_use = [&](auto columns) {
+    const LapStatus status = solve(columns);
+    if (status == LapStatus::kOptimal) use(columns);
+    return status;
+  };
+  if (strided) return solve_and_use(StridedColumns<Cost>(cost, storage));
+  return solve_and_use(
+      SimdColumns<Cost>(cost.data, cost.row_stride, cost.rows, cost.columns, storage));
 }
 
 // Calls use(columns, oriented) with the solved columns of the matrix that has the smaller side as

@@ -62,7 +62,7 @@ struct CpuKernels {
   // The same with duals and gap, which are not written unless the status is kOptimal.
   LapStatus (*certify_float)(const CostMatrix<float>&, const Certificate&, Workspace&);
   LapStatus (*certify_double)(const CostMatrix<double>&, const Certificate&, Workspace&);
-  size_t (*assignment_bytes)(int rows, int columns, size_t cost_bytes, bool copied);
+  size_t (*assignment_bytes)(int rows, int columns, size_t cost_bytes, bool strided);
 
   // Write the cost of target t with query q to cost[t * queries + q]. `storage` has
   // matching_cost_bytes, aligned for the type of the costs.

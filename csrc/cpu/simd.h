@@ -19,12 +19,18 @@ namespace DETR_FAST_CAPABILITY {
 
 // Simd<T>: kLanes values of T in a Vector. Comparisons give one bit a lane, lane 0 the lowest.
 // Indices has an int for each lane; track(low, at, a, indices) takes the lanes of a that are lower
-// than low, with their indices. load_first(count, p) reads `count` values, the other lanes are 0;
-// select(bits, a, b) takes the lanes of a where the bit is set. Simd<double> also loads floats, and
-// lower(values, candidates, tags, tag) stores the candidates that are lower than the values, with
-// the tag, and returns the lower of both.
+// than low, with their indices; track_first also the indices of those that are equal, if lower;
+// store_indices writes kLanes ints. load_first(count, p) reads `count` values, the other lanes are
+// 0. lowest_two(first, second) are the lowest of all lanes of both, if no lane of `second` is below
+// that of `first`. Simd<double> also loads floats, and lower(values, candidates, tags, tag) stores
+// the candidates that are lower than the values, with the tag, and returns the lower of both.
 template <class T>
 struct Simd;
+
+template <class T>
+struct LowestTwo {
+  T first, second;
+};
 
 #if defined(DETR_FAST_AVX512) || defined(DETR_FAST_AVX2)
 
@@ -39,6 +45,29 @@ inline double lowest_of(__m256d a) {
   return _mm_cvtsd_f64(_mm_min_sd(b, _mm_unpackhi_pd(b, b)));
 }
 
+inline LowestTwo<float> lowest_two_of(__m256 first, __m256 second) {
+  const auto join = [](__m128& a, __m128& b, __m128 other_a, __m128 other_b) {
+    b = _mm_min_ps(_mm_min_ps(b, other_b), _mm_max_ps(a, other_a));
+    a = _mm_min_ps(a, other_a);
+  };
+  __m128 a = _mm256_castps256_ps128(first), b = _mm256_castps256_ps128(second);
+  join(a, b, _mm256_extractf128_ps(first, 1), _mm256_extractf128_ps(second, 1));
+  join(a, b, _mm_movehl_ps(a, a), _mm_movehl_ps(b, b));
+  join(a, b, _mm_movehdup_ps(a), _mm_movehdup_ps(b));
+  return {_mm_cvtss_f32(a), _mm_cvtss_f32(b)};
+}
+
+inline LowestTwo<double> lowest_two_of(__m256d first, __m256d second) {
+  const auto join = [](__m128d& a, __m128d& b, __m128d other_a, __m128d other_b) {
+    b = _mm_min_pd(_mm_min_pd(b, other_b), _mm_max_pd(a, other_a));
+    a = _mm_min_pd(a, other_a);
+  };
+  __m128d a = _mm256_castpd256_pd128(first), b = _mm256_castpd256_pd128(second);
+  join(a, b, _mm256_extractf128_pd(first, 1), _mm256_extractf128_pd(second, 1));
+  join(a, b, _mm_unpackhi_pd(a, a), _mm_unpackhi_pd(b, b));
+  return {_mm_cvtsd_f64(a), _mm_cvtsd_f64(b)};
+}
+
 #endif
 
 #if defined(DETR_FAST_AVX512)
@@ -48,6 +77,8 @@ template <>
 struct Simd<float> {
   using Vector = __m512;
   static constexpr int kLanes = 16;
+  static __m256 low_half(Vector a) { return _mm512_maskz_extractf32x8_ps(0xff, a, 0); }
+  static __m256 high_half(Vector a) { return _mm512_maskz_extractf32x8_ps(0xff, a, 1); }
   static Vector load(const float* p) { return _mm512_loadu_ps(p); }
   static Vector load_first(int count, const float* p) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
@@ -64,27 +95,28 @@ struct Simd<float> {
   }
   static Vector min(Vector a, Vector b) { return _mm512_maskz_min_ps(0xffff, a, b); }
   static Vector max(Vector a, Vector b) { return _mm512_maskz_max_ps(0xffff, a, b); }
-  static float lowest(Vector a) {
-    return lowest_of(_mm256_min_ps(_mm512_maskz_extractf32x8_ps(0xff, a, 0),
-                                   _mm512_maskz_extractf32x8_ps(0xff, a, 1)));
+  static float lowest(Vector a) { return lowest_of(_mm256_min_ps(low_half(a), high_half(a))); }
+  static LowestTwo<float> lowest_two(Vector first, Vector second) {
+    const __m256 seconds = _mm256_min_ps(low_half(second), high_half(second));
+    const __m256 losers = _mm256_max_ps(low_half(first), high_half(first));
+    return lowest_two_of(_mm256_min_ps(low_half(first), high_half(first)),
+                         _mm256_min_ps(seconds, losers));
   }
   static Vector abs(Vector a) { return _mm512_abs_ps(a); }
   static uint64_t equal(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
-  static Vector select(uint64_t bits, Vector a, Vector b) {
-    return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b, a);
-  }
 
   using Indices = __m512i;
   static Indices indices(int j) { return _mm512_set1_epi32(j); }
-  static int index(Indices at, int lane) {
-    int all[kLanes];
-    _mm512_storeu_si512(all, at);
-    return all[lane];
-  }
+  static void store_indices(int* p, Indices at) { _mm512_storeu_si512(p, at); }
   static void track(Vector& low, Indices& at, Vector a, Indices j) {
     const __mmask16 lower = _mm512_cmp_ps_mask(a, low, _CMP_LT_OQ);
     at = _mm512_mask_blend_epi32(lower, at, j);
     low = min(a, low);
+  }
+  static void track_first(Vector& low, Indices& at, Vector a, Indices j) {
+    const __mmask16 equal = _mm512_cmp_ps_mask(a, low, _CMP_EQ_OQ);
+    at = _mm512_mask_min_epi32(at, equal, at, j);
+    track(low, at, a, j);
   }
 };
 
@@ -92,6 +124,8 @@ template <>
 struct Simd<double> {
   using Vector = __m512d;
   static constexpr int kLanes = 8;
+  static __m256d low_half(Vector a) { return _mm512_maskz_extractf64x4_pd(0xf, a, 0); }
+  static __m256d high_half(Vector a) { return _mm512_maskz_extractf64x4_pd(0xf, a, 1); }
   static Vector load(const double* p) { return _mm512_loadu_pd(p); }
   static Vector load_first(int count, const double* p) {
     return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p);
@@ -104,27 +138,30 @@ struct Simd<double> {
   static Vector div(Vector a, Vector b) { return _mm512_div_pd(a, b); }
   static Vector min(Vector a, Vector b) { return _mm512_maskz_min_pd(0xff, a, b); }
   static Vector max(Vector a, Vector b) { return _mm512_maskz_max_pd(0xff, a, b); }
-  static double lowest(Vector a) {
-    return lowest_of(_mm256_min_pd(_mm512_maskz_extractf64x4_pd(0xf, a, 0),
-                                   _mm512_maskz_extractf64x4_pd(0xf, a, 1)));
+  static double lowest(Vector a) { return lowest_of(_mm256_min_pd(low_half(a), high_half(a))); }
+  static LowestTwo<double> lowest_two(Vector first, Vector second) {
+    const __m256d seconds = _mm256_min_pd(low_half(second), high_half(second));
+    const __m256d losers = _mm256_max_pd(low_half(first), high_half(first));
+    return lowest_two_of(_mm256_min_pd(low_half(first), high_half(first)),
+                         _mm256_min_pd(seconds, losers));
   }
   static Vector abs(Vector a) { return _mm512_abs_pd(a); }
   static uint64_t equal(Vector a, Vector b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
-  static Vector select(uint64_t bits, Vector a, Vector b) {
-    return _mm512_mask_blend_pd(static_cast<__mmask8>(bits), b, a);
-  }
 
   using Indices = __m512i;
   static Indices indices(int j) { return _mm512_set1_epi64(j); }
-  static int index(Indices at, int lane) {
-    int64_t all[kLanes];
-    _mm512_storeu_si512(all, at);
-    return static_cast<int>(all[lane]);
+  static void store_indices(int* p, Indices at) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi64_epi32(0xff, at));
   }
   static void track(Vector& low, Indices& at, Vector a, Indices j) {
     const __mmask8 lower = _mm512_cmp_pd_mask(a, low, _CMP_LT_OQ);
     at = _mm512_mask_blend_epi64(lower, at, j);
     low = min(a, low);
+  }
+  static void track_first(Vector& low, Indices& at, Vector a, Indices j) {
+    const __mmask8 equal = _mm512_cmp_pd_mask(a, low, _CMP_EQ_OQ);
+    at = _mm512_mask_min_epi64(at, equal, at, j);
+    track(low, at, a, j);
   }
 
   static Vector load(const float* p) { return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p)); }
@@ -166,28 +203,28 @@ struct Simd<float> {
   static Vector min(Vector a, Vector b) { return _mm256_min_ps(a, b); }
   static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
   static float lowest(Vector a) { return lowest_of(a); }
+  static LowestTwo<float> lowest_two(Vector first, Vector second) {
+    return lowest_two_of(first, second);
+  }
   static Vector abs(Vector a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static uint64_t equal(Vector a, Vector b) {
     return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)));
   }
-  static Vector select(uint64_t bits, Vector a, Vector b) {
-    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
-    const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane);
-    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(chosen));
-  }
 
   using Indices = __m256i;
   static Indices indices(int j) { return _mm256_set1_epi32(j); }
-  static int index(Indices at, int lane) {
-    int all[kLanes];
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), at);
-    return all[lane];
+  static void store_indices(int* p, Indices at) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), at);
   }
   static void track(Vector& low, Indices& at, Vector a, Indices j) {
     const __m256i lower = _mm256_castps_si256(_mm256_cmp_ps(a, low, _CMP_LT_OQ));
     at = _mm256_blendv_epi8(at, j, lower);
     low = min(a, low);
+  }
+  static void track_first(Vector& low, Indices& at, Vector a, Indices j) {
+    const __m256i equal = _mm256_castps_si256(_mm256_cmp_ps(a, low, _CMP_EQ_OQ));
+    at = _mm256_blendv_epi8(at, _mm256_min_epi32(at, j), equal);
+    track(low, at, a, j);
   }
 };
 
@@ -209,28 +246,31 @@ struct Simd<double> {
   static Vector min(Vector a, Vector b) { return _mm256_min_pd(a, b); }
   static Vector max(Vector a, Vector b) { return _mm256_max_pd(a, b); }
   static double lowest(Vector a) { return lowest_of(a); }
+  static LowestTwo<double> lowest_two(Vector first, Vector second) {
+    return lowest_two_of(first, second);
+  }
   static Vector abs(Vector a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
   static uint64_t equal(Vector a, Vector b) {
     return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_EQ_OQ)));
   }
-  static Vector select(uint64_t bits, Vector a, Vector b) {
-    const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
-    const __m256i all = _mm256_set1_epi64x(static_cast<long long>(bits));
-    const __m256i chosen = _mm256_cmpeq_epi64(_mm256_and_si256(all, lane), lane);
-    return _mm256_blendv_pd(b, a, _mm256_castsi256_pd(chosen));
-  }
 
   using Indices = __m256i;
   static Indices indices(int j) { return _mm256_set1_epi64x(j); }
-  static int index(Indices at, int lane) {
-    int64_t all[kLanes];
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), at);
-    return static_cast<int>(all[lane]);
+  static void store_indices(int* p, Indices at) {
+    const __m256i lower_halves = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(at, lower_halves)));
   }
   static void track(Vector& low, Indices& at, Vector a, Indices j) {
     const __m256i lower = _mm256_castpd_si256(_mm256_cmp_pd(a, low, _CMP_LT_OQ));
     at = _mm256_blendv_epi8(at, j, lower);
     low = min(a, low);
+  }
+  static void track_first(Vector& low, Indices& at, Vector a, Indices j) {
+    const __m256i equal = _mm256_castpd_si256(_mm256_cmp_pd(a, low, _CMP_EQ_OQ));
+    const __m256i earlier = _mm256_and_si256(equal, _mm256_cmpgt_epi64(at, j));
+    at = _mm256_blendv_epi8(at, j, earlier);
+    track(low, at, a, j);
   }
 
   static Vector load(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
@@ -299,6 +339,16 @@ struct Simd {
     for (int k = 1; k < kLanes; ++k) low = a.lane[k] < low ? a.lane[k] : low;
     return low;
   }
+  static LowestTwo<T> lowest_two(Vector first, Vector second) {
+    LowestTwo<T> low{first.lane[0], second.lane[0]};
+    for (int k = 1; k < kLanes; ++k) {
+      const T higher = first.lane[k] < low.first ? low.first : first.lane[k];
+      low.first = first.lane[k] < low.first ? first.lane[k] : low.first;
+      low.second = higher < low.second ? higher : low.second;
+      low.second = second.lane[k] < low.second ? second.lane[k] : low.second;
+    }
+    return low;
+  }
   static Vector abs(Vector a) {
     return make([&](int k) { return __builtin_fabs(a.lane[k]); });
   }
@@ -309,9 +359,6 @@ struct Simd {
     }
     return bits;
   }
-  static Vector select(uint64_t bits, Vector a, Vector b) {
-    return make([&](int k) { return bits >> k & 1 ? a.lane[k] : b.lane[k]; });
-  }
 
   struct Indices {
     int lane[kLanes];
@@ -321,7 +368,7 @@ struct Simd {
     for (int k = 0; k < kLanes; ++k) all.lane[k] = j;
     return all;
   }
-  static int index(const Indices& at, int lane) { return at.lane[lane]; }
+  static void store_indices(int* p, const Indices& at) { std::memcpy(p, at.lane, sizeof at.lane); }
   static void track(Vector& low, Indices& at, Vector a, const Indices& j) {
     for (int k = 0; k < kLanes; ++k) {
       if (a.lane[k] < low.lane[k]) {
@@ -329,6 +376,12 @@ struct Simd {
         at.lane[k] = j.lane[k];
       }
     }
+  }
+  static void track_first(Vector& low, Indices& at, Vector a, const Indices& j) {
+    for (int k = 0; k < kLanes; ++k) {
+      if (a.lane[k] == low.lane[k] && j.lane[k] < at.lane[k]) at.lane[k] = j.lane[k];
+    }
+    track(low, at, a, j);
   }
 
   static Vector load(const std::conditional_t<sizeof(T) == 8, float, double>* p) {

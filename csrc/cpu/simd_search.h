@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include <limits>
+
+#include "../lap.h"
 #include "simd.h"
 
 namespace detr_fast {
@@ -9,13 +12,13 @@ namespace DETR_FAST_CAPABILITY {
 
 // Calls block(first, second, third, fourth) with the first columns of four vectors at a time, in
 // ascending order, until they have covered [0, count), count >= kLanes; some columns may come
-// twice. Stops where `block` returns true.
+// twice.
 template <class T, class Block>
 inline void for_each_block(int count, const Block& block) {
   constexpr int kLanes = Simd<T>::kLanes;
   int j = 0;
   for (; j + 4 * kLanes <= count; j += 4 * kLanes) {
-    if (block(j, j + kLanes, j + 2 * kLanes, j + 3 * kLanes)) return;
+    block(j, j + kLanes, j + 2 * kLanes, j + 3 * kLanes);
   }
   if (j == count) return;
   // The rest as four vectors as well: the last 4 * kLanes columns, or fewer in overlapping vectors.
@@ -25,30 +28,70 @@ inline void for_each_block(int count, const Block& block) {
   block(j, j + stride, j + 2 * stride < last ? j + 2 * stride : last, last);
 }
 
-// The lowest index with `value` among values(j), a vector of what is at j and behind; there is one.
-template <class T, class Values>
-inline int first_equal(int count, T value, const Values& values) {
-  using V = Simd<T>;
-  const auto wanted = V::broadcast(value);
-  int column = 0;
-  for_each_block<T>(count, [&](int j0, int j1, int j2, int j3) {
-    const uint64_t bits0 = V::equal(values(j0), wanted), bits1 = V::equal(values(j1), wanted);
-    const uint64_t bits2 = V::equal(values(j2), wanted), bits3 = V::equal(values(j3), wanted);
-    if (!(bits0 | bits1 | bits2 | bits3)) return false;
-    column = bits0   ? j0 + __builtin_ctzll(bits0)
-             : bits1 ? j1 + __builtin_ctzll(bits1)
-             : bits2 ? j2 + __builtin_ctzll(bits2)
-                     : j3 + __builtin_ctzll(bits3);
-    return true;
-  });
-  return column;
-}
-
+// For each lane the lowest of what it took, the first among equals, and where that was.
 template <class T>
-struct LowestTwo {
-  T first, second;
-  int index;  // of the first; no meaning where the second is equal to it
+class LowestInLanes {
+  using V = Simd<T>;
+
+ public:
+  // Written out for the reason given at LowestTwoInLanes.
+  LowestInLanes()
+      : low_(V::broadcast(static_cast<T>(kInfinity))), sum_(V::broadcast(0)), at_(V::indices(0)) {}
+
+  // In ascending order of j.
+  void take(typename V::Vector a, int j) {
+    V::track(low_, at_, a, V::indices(j));
+    sum_ = V::add(sum_, V::abs(a));
+  }
+
+  void join(const LowestInLanes& other) {
+    V::track_first(low_, at_, other.low_, other.at_);
+    sum_ = V::add(sum_, other.sum_);
+  }
+
+  // A vector of each.
+  void store(T* lowest, int* at) const {
+    V::store(lowest, low_);
+    V::store_indices(at, at_);
+  }
+
+  // Of the magnitudes that each lane took.
+  typename V::Vector sum() const { return sum_; }
+
+  // The lowest of all lanes of four, and the first column with it; lane k of what was taken at j
+  // stands for column j + k.
+  static Nearest lowest_of(const LowestInLanes& a, const LowestInLanes& b, const LowestInLanes& c,
+                           const LowestInLanes& d) {
+    constexpr int kLanes = V::kLanes;
+    int at[4 * kLanes];
+    V::store_indices(at, a.at_);
+    V::store_indices(at + kLanes, b.at_);
+    V::store_indices(at + 2 * kLanes, c.at_);
+    V::store_indices(at + 3 * kLanes, d.at_);
+    const T low = V::lowest(V::min(V::min(a.low_, b.low_), V::min(c.low_, d.low_)));
+    const auto wanted = V::broadcast(low);
+    uint64_t bits = V::equal(a.low_, wanted) | V::equal(b.low_, wanted) << kLanes |
+                    V::equal(c.low_, wanted) << 2 * kLanes | V::equal(d.low_, wanted) << 3 * kLanes;
+    int column = std::numeric_limits<int>::max();
+    do {
+      const int bit = __builtin_ctzll(bits);
+      const int here = at[bit] + bit % kLanes;
+      column = here < column ? here : column;
+    } while (bits &= bits - 1);
+    return {low, column};
+  }
+
+ private:
+  typename V::Vector low_, sum_;
+  typename V::Indices at_;
 };
+
+// Whether what has these sums of magnitudes in the lanes is all below kLargestCost; false for NaN.
+template <class T>
+inline bool all_fit(typename Simd<T>::Vector sums) {
+  const auto largest = Simd<T>::broadcast(static_cast<T>(kLargestCost<T>));
+  return Simd<T>::equal(Simd<T>::min(sums, largest), largest) == 0;
+}
 
 // For each lane the lowest two of what it took, and where the lowest was.
 template <class T>
@@ -70,12 +113,16 @@ class LowestTwoInLanes {
     V::track(first_, at_, other.first_, other.at_);
   }
 
-  LowestTwo<T> result() const {
-    const T first = V::lowest(first_);
-    const uint64_t lanes = V::equal(first_, V::broadcast(first));
-    if (lanes & (lanes - 1)) return {first, first, 0};
-    const int lane = __builtin_ctzll(lanes);
-    return {first, V::lowest(V::select(lanes, second_, first_)), V::index(at_, lane) + lane};
+  // Of all lanes.
+  LowestTwo<T> lowest() const { return V::lowest_two(first_, second_); }
+
+  // Where `first`, the lowest of all lanes, is, if it is the only one; lane k of what was taken at
+  // j stands for column j + k.
+  int column_of(T first) const {
+    int at[V::kLanes];
+    V::store_indices(at, at_);
+    const int lane = __builtin_ctzll(V::equal(first_, V::broadcast(first)));
+    return at[lane] + lane;
   }
 
  private:

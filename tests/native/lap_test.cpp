@@ -226,19 +226,34 @@ std::vector<Answer> solve_all_with_one_lane(const std::vector<Problem>& problems
 }
 
 #ifdef WITH_CPU_KERNELS
-std::vector<Answer> solve_all_with(const CpuKernels& kernels, const std::vector<Problem>& problems) {
+template <class Cost>
+LapStatus solve_in_order(LapStatus (*assign)(const CostMatrix<Cost>&, int64_t*, Workspace&),
+                         const std::vector<Cost>& costs, const Problem& p, bool columns_first,
+                         std::vector<int64_t>& columns_of_rows, Workspace& workspace) {
+  if (!columns_first) {
+    return assign({costs.data(), p.columns, 1, p.rows, p.columns}, columns_of_rows.data(),
+                  workspace);
+  }
+  std::vector<Cost> turned(costs.size());
+  for (int i = 0; i < p.rows; ++i) {
+    for (int j = 0; j < p.columns; ++j) turned[j * p.rows + i] = costs[i * p.columns + j];
+  }
+  return assign({turned.data(), 1, p.rows, p.rows, p.columns}, columns_of_rows.data(), workspace);
+}
+
+std::vector<Answer> solve_all_with(const CpuKernels& kernels, const std::vector<Problem>& problems,
+                                   bool columns_first) {
   std::vector<Answer> answers;
   Workspace workspace;
   for (const Problem& p : problems) {
     Answer answer;
     const int rows = std::min(p.rows, p.columns);
     std::vector<int64_t> columns_of_rows(p.rows);
-    answer.status =
-        p.entry_bytes == 4
-            ? kernels.assign_float({p.floats.data(), p.columns, 1, p.rows, p.columns},
-                                   columns_of_rows.data(), workspace)
-            : kernels.assign_double({p.doubles.data(), p.columns, 1, p.rows, p.columns},
-                                    columns_of_rows.data(), workspace);
+    answer.status = p.entry_bytes == 4
+                        ? solve_in_order(kernels.assign_float, p.floats, p, columns_first,
+                                         columns_of_rows, workspace)
+                        : solve_in_order(kernels.assign_double, p.doubles, p, columns_first,
+                                         columns_of_rows, workspace);
     answer.column_of_row.assign(rows, -1);
     for (int i = 0; i < p.rows; ++i) {
       const int j = static_cast<int>(columns_of_rows[i]);
@@ -299,7 +314,10 @@ int main(int argc, char** argv) {
   }
 #ifdef WITH_CPU_KERNELS
   for (const CpuKernels* kernels : available_cpu_kernels()) {
-    wrong += check(kernels->capability, problems, solve_all_with(*kernels, problems), first);
+    const std::string name = kernels->capability;
+    wrong += check(name, problems, solve_all_with(*kernels, problems, false), first);
+    wrong += check(name + ", columns first", problems, solve_all_with(*kernels, problems, true),
+                   first);
   }
 #endif
   return wrong == 0 ? 0 : 1;

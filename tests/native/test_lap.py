@@ -90,6 +90,7 @@ def test_optimal_and_equal_for_any_lanes_without_undefined_behaviour(tmp_path, s
     done = run(program, write_problems(tmp_path / "many", 1500, 48, seed=1))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "portable: 1500 problems, 0 wrong" in done.stdout
+    assert "portable, columns first: 1500 problems, 0 wrong" in done.stdout
     done = run(program, write_problems(tmp_path / "few", 42, 12, seed=2), 1, 4, 32)
     assert done.returncode == 0, done.stdout + done.stderr
     for slots in SLOTS:
