@@ -138,6 +138,8 @@ class StridedColumns : public SimdColumns<Cost> {
     return V::add(V::add(lowest0.sum(), lowest1.sum()), V::add(lowest2.sum(), lowest3.sum()));
   }
 
+  // Columns asked for ahead: a tenth less time for 30 x 900 and 100 x 900, of which 64 problems do
+  // not stay in the cache; a twentieth more for 7 x 900.
   static constexpr int kAhead = 16;
 
   CostMatrix<Cost> from_;
