@@ -1,6 +1,6 @@
-// Solves the problems of a file with csrc/lap.h, alone: one lane, then several threads as lanes with
-// both kinds of slots, and the CPU kernels of every instruction set that this machine has. All must
-// agree on every index, and their cost with the optimum in the file.
+// Solves the problems of a file with csrc/lap.h, alone: one lane, then several threads as lanes
+// with both kinds of slots, and the CPU kernels of every instruction set that this machine has. All
+// must agree on every index, and their cost with the optimum in the file.
 //
 //   lap_test FILE [LANES SLOTS] ...
 //
@@ -226,7 +226,8 @@ std::vector<Answer> solve_all_with_one_lane(const std::vector<Problem>& problems
 }
 
 #ifdef WITH_CPU_KERNELS
-std::vector<Answer> solve_all_with(const CpuKernels& kernels, const std::vector<Problem>& problems) {
+std::vector<Answer> solve_all_with(const CpuKernels& kernels,
+                                   const std::vector<Problem>& problems) {
   std::vector<Answer> answers;
   Workspace workspace;
   for (const Problem& p : problems) {
