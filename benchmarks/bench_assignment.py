@@ -4,7 +4,7 @@
         --benchmark-json=assignment.json
     python benchmarks/report.py assignment.json --out benchmarks/results/MACHINE
 
-Threads as OMP_NUM_THREADS says. Peers: `pip install -e .[bench]`.
+Threads as OMP_NUM_THREADS says. Peers: `pip install --no-build-isolation ".[bench]"`.
 """
 
 import numpy as np

@@ -15,73 +15,31 @@ import time
 import pytest
 import torch
 from matching_workloads import coco_counts
+from transformers_tiny import detr, lw_detr
 
 from detr_fast.integrations.transformers import patched
 
-transformers = pytest.importorskip("transformers", minversion="5.17")
-lw_detr = pytest.importorskip("transformers.loss.loss_lw_detr")
+pytest.importorskip("transformers", minversion="5.17")
+lw_detr_loss = pytest.importorskip("transformers.loss.loss_lw_detr")
 object_detection = pytest.importorskip("transformers.loss.loss_for_object_detection")
 
 IMAGES, STEPS = 16, 10
 COMMON = {"num_labels": 91, "d_model": 32, "decoder_layers": 6}
 
 
-def detr():
-    backbone = transformers.ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 8, 16, 16],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage4"],
-    )
-    config = transformers.DetrConfig(
-        backbone_config=backbone,
-        num_queries=100,
-        encoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        auxiliary_loss=True,
-        backbone=None,
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        **COMMON,
-    )
-    return transformers.DetrForObjectDetection(config), object_detection.HungarianMatcher
+MODELS = {
+    "DETR": (lambda: detr(num_queries=100, **COMMON), object_detection.HungarianMatcher),
+    "LW-DETR": (
+        lambda: lw_detr(num_queries=16, group_detr=5, **COMMON),
+        lw_detr_loss.LwDetrHungarianMatcher,
+    ),
+}
 
 
-def grouped():
-    backbone = transformers.LwDetrViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        pretrain_image_size=64,
-        out_indices=[1, 2],
-        num_windows=4,
-        window_block_indices=[0],
-    )
-    config = transformers.LwDetrConfig(
-        backbone_config=backbone,
-        projector_scale_factors=[1.0],
-        decoder_self_attention_heads=2,
-        decoder_cross_attention_heads=2,
-        decoder_ffn_dim=32,
-        group_detr=5,
-        num_queries=16,
-        **COMMON,
-    )
-    return transformers.LwDetrForObjectDetection(config), lw_detr.LwDetrHungarianMatcher
-
-
-MODELS = {"DETR": detr, "LW-DETR": grouped}
-
-
-def train(build, monkeypatch):
+def train(build, matcher, monkeypatch):
     """The losses of ten steps and the seconds spent in the matcher."""
     torch.manual_seed(0)
-    model, matcher = build()
+    model = build()
     forward, spent = matcher.forward, []
 
     def timed(self, *arguments, **named):
@@ -110,12 +68,12 @@ def train(build, monkeypatch):
 @pytest.mark.parametrize("matcher", ["transformers", "detr_fast"])
 @pytest.mark.parametrize("model", MODELS)
 def test_ten_steps(benchmark, monkeypatch, model, matcher):
-    build = MODELS[model]
-    theirs, _ = train(build, monkeypatch)
+    build, their_matcher = MODELS[model]
+    theirs, _ = train(build, their_matcher, monkeypatch)
     spent = []
 
     def steps():
-        losses, seconds = train(build, monkeypatch)
+        losses, seconds = train(build, their_matcher, monkeypatch)
         spent.append(seconds)
         return losses
 

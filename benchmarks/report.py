@@ -107,8 +107,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} us"
 
 
+# Fewer points along an axis say nothing that the table does not.
+FEWEST_POINTS = 3
+
+
 def plot(content: dict, axis: str, path: Path) -> None:
-    """Time against one axis, one panel for each choice of the others that has two points on it."""
+    """Time against one axis, a panel for each choice of the others that has enough points on it.
+
+    Nothing is drawn where none has.
+    """
     import matplotlib.pyplot as plt
 
     panels: dict[tuple, dict[str, list]] = {}
@@ -123,7 +130,7 @@ def plot(content: dict, axis: str, path: Path) -> None:
     panels = {
         others: lines
         for others, lines in panels.items()
-        if max(len(points) for points in lines.values()) > 1
+        if max(len(points) for points in lines.values()) >= FEWEST_POINTS
     }
     if not panels:
         return

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import transformers_tiny as tiny
 
 import detr_fast
 from detr_fast.integrations import transformers as integration
@@ -106,17 +107,6 @@ def test_the_same_indices(name, sizes):
 # --- whole models ---
 
 SIZES = {"num_labels": 5, "num_queries": 12, "d_model": 32, "decoder_layers": 3}
-SHARED = SIZES | {
-    "encoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "auxiliary_loss": True,
-    "backbone": None,
-    "use_timm_backbone": False,
-    "use_pretrained_backbone": False,
-}
 HYBRID = SIZES | {
     "encoder_hidden_dim": 32,
     "encoder_ffn_dim": 32,
@@ -127,31 +117,20 @@ HYBRID = SIZES | {
     "decoder_attention_heads": 2,
     "num_denoising": 8,
 }
-RESNET = {
-    "embedding_size": 8,
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
-    "layer_type": "basic",
-}
 THREE_LEVELS = ["stage2", "stage3", "stage4"]
 
 
-def detr():
-    backbone = transformers.ResNetConfig(**RESNET, out_features=["stage4"])
-    return transformers.DetrForObjectDetection(
-        transformers.DetrConfig(backbone_config=backbone, **SHARED)
-    )
-
-
 def deformable():
-    backbone = transformers.ResNetConfig(**RESNET, out_features=THREE_LEVELS)
+    backbone = transformers.ResNetConfig(**tiny.RESNET, out_features=THREE_LEVELS)
     return transformers.DeformableDetrForObjectDetection(
-        transformers.DeformableDetrConfig(backbone_config=backbone, num_feature_levels=3, **SHARED)
+        transformers.DeformableDetrConfig(
+            backbone_config=backbone, num_feature_levels=3, **tiny.PLAIN, **SIZES
+        )
     )
 
 
 def rt():
-    backbone = transformers.RTDetrResNetConfig(**RESNET, out_features=THREE_LEVELS)
+    backbone = transformers.RTDetrResNetConfig(**tiny.RESNET, out_features=THREE_LEVELS)
     return transformers.RTDetrForObjectDetection(
         transformers.RTDetrConfig(
             backbone_config=backbone, encoder_in_channels=[8, 16, 16], **HYBRID
@@ -182,36 +161,12 @@ def d_fine():
     )
 
 
-def lw():
-    backbone = transformers.LwDetrViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        pretrain_image_size=64,
-        out_indices=[1, 2],
-        num_windows=4,
-        window_block_indices=[0],
-    )
-    return transformers.LwDetrForObjectDetection(
-        transformers.LwDetrConfig(
-            backbone_config=backbone,
-            projector_scale_factors=[1.0],
-            decoder_self_attention_heads=2,
-            decoder_cross_attention_heads=2,
-            decoder_ffn_dim=32,
-            group_detr=3,
-            **SIZES,
-        )
-    )
-
-
 MODELS = {
-    "DETR": (detr, object_detection.HungarianMatcher),
+    "DETR": (lambda: tiny.detr(**SIZES), object_detection.HungarianMatcher),
     "Deformable DETR": (deformable, deformable_detr.DeformableDetrHungarianMatcher),
     "RT-DETR": (rt, rt_detr.RTDetrHungarianMatcher),
     "D-FINE": (d_fine, rt_detr.RTDetrHungarianMatcher),
-    "LW-DETR": (lw, lw_detr.LwDetrHungarianMatcher),
+    "LW-DETR": (lambda: tiny.lw_detr(group_detr=3, **SIZES), lw_detr.LwDetrHungarianMatcher),
 }
 
 

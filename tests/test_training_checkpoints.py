@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from fresh_process import run_python
@@ -324,17 +323,6 @@ def test_a_full_disk_ends_the_training_with_the_last_epoch_kept(tmp_path, monkey
         with pytest.raises(CheckpointWriteError):
             trainer.fit()
     assert load_checkpoint(folder / "weights" / "last.pth").extra["epoch"] == 0
-
-
-def test_random_generators_are_restored():
-    device = torch.device("cpu")
-    state = checkpoints.rng_state(device)
-    one = torch.rand(3), np.random.random_sample(3), np.random.standard_normal()  # noqa: NPY002
-    checkpoints.set_rng_state(state, device)
-    two = torch.rand(3), np.random.random_sample(3), np.random.standard_normal()  # noqa: NPY002
-    assert torch.equal(one[0], two[0])
-    assert (one[1] == two[1]).all()
-    assert one[2] == two[2]
 
 
 class TestRunFolder:

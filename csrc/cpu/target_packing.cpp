@@ -20,7 +20,8 @@ bool regular(at::TensorList labels, at::TensorList boxes) {
   if (type != at::kFloat && type != at::kDouble) return false;
   for (size_t b = 0; b < labels.size(); ++b) {
     if (labels[b].scalar_type() != at::kLong || labels[b].dim() != 1) return false;
-    const bool fits = boxes[b].scalar_type() == type && boxes[b].dim() == 2 && boxes[b].size(1) == 4;
+    const bool fits =
+        boxes[b].scalar_type() == type && boxes[b].dim() == 2 && boxes[b].size(1) == 4;
     if (!fits) return false;
     if (boxes[b].size(0) != labels[b].size(0)) return false;
     if (!boxes[b].is_cpu() || !labels[b].is_cpu()) return false;

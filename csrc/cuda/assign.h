@@ -64,17 +64,18 @@ struct AssignmentLayout {
 // holds kScratchBytes, then the state unless that is in the workspace, then the costs if there is
 // room.
 struct AssignmentPlan {
-  int slots;               // columns of each lane of the warp that solves; 0: the whole block solves
+  int slots;         // columns of each lane of the warp that solves; 0: the whole block solves
   AssignmentLayout state;
-  size_t shared;           // bytes of a block's shared memory
-  size_t workspace;        // bytes of a block's global memory: the state, if it has to be there
+  size_t shared;     // bytes of a block's shared memory
+  size_t workspace;  // bytes of a block's global memory: the state, if it has to be there
 };
 
 // Slots for which there is a kernel.
 constexpr int kSlots[] = {4, 10, 20, 32};
 constexpr size_t kScratchBytes = 1024;
 
-AssignmentPlan plan_assignment(const AssignmentExtent& extent, size_t entry_bytes, const Card& card);
+AssignmentPlan plan_assignment(const AssignmentExtent& extent, size_t entry_bytes,
+                               const Card& card);
 
 // Whether every problem's costs are copied into shared memory, so that their strides do not matter.
 inline bool copies_all(const AssignmentPlan& plan, const AssignmentExtent& extent) {

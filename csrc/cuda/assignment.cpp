@@ -70,8 +70,8 @@ void assign_all(const at::Tensor& cost, const at::Tensor& sizes, at::Tensor& ans
   batch.columns = columns;
   batch.sizes = sizes.defined() ? sizes.const_data_ptr<int64_t>() : nullptr;
   batch.answer = answer.mutable_data_ptr<int64_t>();
-  const at::Tensor workspace =
-      at::empty(cost.size(0) * static_cast<int64_t>(plan.workspace), cost.options().dtype(at::kByte));
+  const at::Tensor workspace = at::empty(cost.size(0) * static_cast<int64_t>(plan.workspace),
+                                         cost.options().dtype(at::kByte));
   launch_assignment(batch, plan, workspace.mutable_data_ptr(), launch);
 }
 

@@ -1,5 +1,5 @@
-// What kernels share: the warps of a block of threads, its dynamic shared memory, and sizes that are
-// known on the device alone.
+// What kernels share: the warps of a block of threads, its dynamic shared memory, and sizes that
+// are known on the device alone.
 
 #pragma once
 

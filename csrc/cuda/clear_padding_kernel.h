@@ -1,6 +1,6 @@
 // The kernel that clears the padding of feature maps. The padding of a plane is one run of bytes to
-// the right of each row of the image, and one of all rows below. Runs are cut into pieces, which the
-// warps of an image take in turn; so the work is the padding, whatever the map.
+// the right of each row of the image, and one of all rows below. Runs are cut into pieces, which
+// the warps of an image take in turn; so the work is the padding, whatever the map.
 
 #pragma once
 
@@ -21,8 +21,8 @@ __device__ inline unsigned pieces_of(long long bytes) {
   return static_cast<unsigned>((bytes + kPieceBytes - 1) / kPieceBytes);
 }
 
-// Clears the bytes from `begin` to `end`, both even addresses, by a warp: 16 bytes at a time between
-// the first and the last address that allow it.
+// Clears the bytes from `begin` to `end`, both even addresses, by a warp: 16 bytes at a time
+// between the first and the last address that allow it.
 __device__ inline void clear_by_warp(char* begin, char* end) {
   constexpr int kWide = sizeof(uint4), kNarrow = sizeof(unsigned short);
   const int lane = lane_of_warp();

@@ -29,10 +29,10 @@ void check(cudaError_t error, const char* action, const char* kernel) {
     (void)cudaGetDevice(&device);
     const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
     const int minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
-    TORCH_CHECK(false, "detr_fast has no kernel for cuda:", device, " of compute capability ", major,
-                ".", minor, " (", cudaGetErrorString(error), "): it was built for ",
-                DETR_FAST_CUDA_ARCH_LIST, ". Rebuild it with TORCH_CUDA_ARCH_LIST=", major, ".", minor,
-                " pip install --no-build-isolation .");
+    TORCH_CHECK(false, "detr_fast has no kernel for cuda:", device, " of compute capability ",
+                major, ".", minor, " (", cudaGetErrorString(error), "): it was built for ",
+                DETR_FAST_CUDA_ARCH_LIST, ". Rebuild it with TORCH_CUDA_ARCH_LIST=", major, ".",
+                minor, " pip install --no-build-isolation .");
   }
   TORCH_CHECK(false, "detr_fast could not ", action, " ", kernel, " on the GPU: ",
               cudaGetErrorString(error), ".");

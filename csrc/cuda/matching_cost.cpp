@@ -26,7 +26,8 @@ at::Tensor matching_cost(const at::Tensor& logits, const at::Tensor& boxes,
                          double gamma, double eps) {
   const c10::cuda::CUDAGuard guard(logits.device());
   const MatchingInputs inputs({logits, boxes, labels, target_boxes, offsets, counts, extra_cost,
-                               class_cost, weight_class, weight_bbox, weight_giou, alpha, gamma, eps},
+                               class_cost, weight_class, weight_bbox, weight_giou, alpha, gamma,
+                               eps},
                               1);
   at::Tensor cost =
       at::empty({inputs.sets(), inputs.targets(), inputs.queries()}, inputs.options());

@@ -63,7 +63,8 @@ at::Tensor set_matching(const at::Tensor& logits, const at::Tensor& boxes, const
                         double gamma, double eps, int64_t groups, double non_finite_cost) {
   const c10::cuda::CUDAGuard guard(logits.device());
   const MatchingInputs inputs({logits, boxes, labels, target_boxes, offsets, counts, extra_cost,
-                               class_cost, weight_class, weight_bbox, weight_giou, alpha, gamma, eps},
+                               class_cost, weight_class, weight_bbox, weight_giou, alpha, gamma,
+                               eps},
                               groups);
   const auto of_indices = inputs.options().dtype(at::kLong);
   at::Tensor answer = at::empty({inputs.sets() * groups, inputs.targets()}, of_indices);

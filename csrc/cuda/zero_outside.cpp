@@ -1,5 +1,5 @@
-// zero_outside and zero_outside_ on CUDA: the contract is in detr_fast/ops/zero_outside.py. Only the
-// padding is written; extents are read on the device, and nothing here waits for it.
+// zero_outside and zero_outside_ on CUDA: the contract is in detr_fast/ops/zero_outside.py. Only
+// the padding is written; extents are read on the device, and nothing here waits for it.
 
 #include "clear_padding.h"
 

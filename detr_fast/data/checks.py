@@ -8,114 +8,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from .coco import finite_box
+from .box_checks import BoxChecks
+from .check_report import DataError, DataReport, Describer, Finding, Findings
 from .images import ImageError, read_image
 from .label_map import LabelMap
 
-_EXAMPLES = 3
-# COCO's own boxes end up to a pixel off the image, by rounding.
-_OFF_IMAGE_PIXELS = 1.0
-# Share of boxes that fit the image as xyxy, and of those that do not as xywh, for calling them so.
-_XYXY_FIT = 0.99
-_XYWH_MISFIT = 0.2
-
-
-class DataError(ValueError):
-    """A data set is not fit for training; the message is the report of its errors."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of fault.
-
-    Attributes:
-        name: the fault in two or three words.
-        is_error: whether training would go wrong; otherwise it is a warning.
-        count: how many images, annotations or categories have it.
-        total: out of how many.
-        examples: the first of them, naming file, image id and annotation id.
-        advice: what follows from it, or what to do.
-        tolerable: whether `DataReport.raise_for_errors` accepts a small share of it.
-    """
-
-    name: str
-    is_error: bool
-    count: int
-    total: int
-    examples: tuple[str, ...]
-    advice: str
-    tolerable: bool = False
-
-    def __str__(self) -> str:
-        share = f"{self.count / self.total:.1%}" if self.total else "-"
-        head = f"{'ERROR' if self.is_error else 'warning':<8}{self.name:<32}{self.count:>8}"
-        examples = "".join(f"\n          {example}" for example in self.examples)
-        more = self.count - len(self.examples)
-        rest = f"\n          and {more} more" if more > 0 and self.examples else ""
-        return f"{head}{share:>8}  {self.advice}{examples}{rest}"
-
-
-@dataclass
-class DataReport:
-    """What a check found.
-
-    Attributes:
-        name: of the data set, for the headline.
-        images: number of images.
-        annotations: number of annotations, crowds and faulty ones included.
-        categories: number of categories.
-        usable: number of annotations that training uses.
-        findings: errors first.
-    """
-
-    name: str
-    images: int
-    annotations: int
-    categories: int
-    usable: int
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def errors(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.is_error]
-
-    @property
-    def warnings(self) -> list[Finding]:
-        return [finding for finding in self.findings if not finding.is_error]
-
-    def raise_for_errors(self, threshold: float = 0.01) -> None:
-        """Stops a training that could not succeed.
-
-        Args:
-            threshold: share of annotations that is accepted without area, off the image, not finite
-                or of an unknown image (training leaves them out), each kind by itself. Other errors
-                are never accepted.
-
-        Raises:
-            DataError: with the report of the errors.
-        """
-        fatal = [e for e in self.errors if not (e.tolerable and e.count <= threshold * e.total)]
-        if fatal:
-            raise DataError(
-                "\n".join([f"{self._headline()} {len(fatal)} error(s):", *map(str, fatal)])
-            )
-
-    def __str__(self) -> str:
-        if not self.findings:
-            return f"{self._headline()} no faults found."
-        return "\n".join([self._headline(), *map(str, self.findings)])
-
-    def _headline(self) -> str:
-        return (
-            f"Data check of {self.name}: {self.images} images, {self.annotations} annotations "
-            f"({self.usable} usable), {self.categories} categories."
-        )
+__all__ = ["DataError", "DataReport", "Finding", "check_annotations", "check_dataset"]
 
 
 def check_dataset(
@@ -145,7 +48,7 @@ def check_dataset(
         skip = getattr(dataset, "on_error", "fail") == "skip"
         advice = "skipped in training." if skip else "restore them, or use on_error='skip'."
         name = "unreadable images" if decode else "missing images"
-        found = _Findings(len(content["images"]))
+        found = Findings(len(content["images"]))
         found.add(name, faults, advice, is_error=not skip)
         report.findings = sorted(report.findings + found.all, key=lambda f: not f.is_error)
     return report
@@ -167,8 +70,8 @@ def check_annotations(
     """
     images = {image["id"]: image for image in content["images"]}
     annotations = content["annotations"]
-    describe = _Describer(images, content["categories"])
-    boxes = _Boxes(images, describe)
+    describe = Describer(images, content["categories"])
+    boxes = BoxChecks(images, describe)
     unknown_images, unknown_categories = [], []
     objects: Counter = Counter()
     used: Counter = Counter()
@@ -181,7 +84,7 @@ def check_annotations(
             objects[annotation["image_id"]] += 1
             used[annotation["category_id"]] += 1
 
-    found = _Findings(len(content["images"]))
+    found = Findings(len(content["images"]))
     if not images:
         found.add("empty data set", ["no images"], "nothing to train on.", is_error=True)
     elif not objects:
@@ -245,130 +148,6 @@ def check_annotations(
         sum(objects.values()),
         sorted(found.all, key=lambda finding: not finding.is_error),
     )
-
-
-class _Findings:
-    """Collects findings, leaving out those that did not occur."""
-
-    def __init__(self, total: int):
-        self.total = total
-        self.all: list[Finding] = []
-
-    def add(
-        self,
-        name: str,
-        occurrences: Iterable[str],
-        advice: str,
-        is_error: bool = False,
-        tolerable: bool = False,
-        count: int | None = None,
-        total: int | None = None,
-    ) -> None:
-        occurrences = list(occurrences)
-        count = len(occurrences) if count is None else count
-        total = self.total if total is None else total
-        if count:
-            first = tuple(occurrences[:_EXAMPLES])
-            self.all.append(Finding(name, is_error, count, total, first, advice, tolerable))
-
-
-class _Describer:
-    """Says where an annotation or an image is to be found."""
-
-    def __init__(self, images: Mapping[int, Mapping], categories: Iterable[Mapping]):
-        self._images = images
-        self._names = {category["id"]: category.get("name") for category in categories}
-
-    def image(self, image_id: int) -> str:
-        image = self._images.get(image_id)
-        return f"image {image_id}" + ("" if image is None else f" ({image.get('file_name')})")
-
-    def __call__(self, annotation: Mapping, category: bool = False) -> str:
-        where = f"annotation {annotation.get('id')} of {self.image(annotation['image_id'])}"
-        if not category:
-            return f"{where}: bbox {annotation.get('bbox')}"
-        category_id = annotation["category_id"]
-        return f"{where}: category_id {category_id} ('{self._names.get(category_id)}')"
-
-
-class _Boxes:
-    """Sorts boxes by their faults; `accepts` says whether training uses one."""
-
-    def __init__(self, images: Mapping[int, Mapping], describe: _Describer):
-        self._images = images
-        self._describe = describe
-        self._faults: dict[str, list[str]] = {
-            kind: [] for kind in ("malformed", "negative", "empty", "off", "clipped")
-        }
-        self._seen = self._unit = self._xywh_misfits = self._xyxy_fits = 0
-        self._examples: list[str] = []
-
-    def accepts(self, annotation: Mapping) -> bool:
-        box = finite_box(annotation)
-        if box is None:
-            return self._reject("malformed", annotation)
-        image = self._images[annotation["image_id"]]
-        width, height = image.get("width") or float("inf"), image.get("height") or float("inf")
-        x, y, w, h = box
-        self._count_units(annotation, box, width, height)
-        if w < 0 or h < 0:
-            return self._reject("negative", annotation)
-        if w == 0 or h == 0:
-            return self._reject("empty", annotation)
-        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            return self._reject("off", annotation)
-        beyond = max(-x, -y, x + w - width, y + h - height)
-        if beyond > _OFF_IMAGE_PIXELS:
-            self._reject("clipped", annotation)
-        return True
-
-    def report_to(self, found: _Findings) -> None:
-        if self._seen and self._unit == self._seen:
-            found.add(
-                "boxes in the wrong unit",
-                self._examples,
-                "all are within [0, 1]: normalised? COCO's are x, y, width, height in pixels.",
-                is_error=True,
-                count=self._seen,
-            )
-        elif self._seen and (
-            self._xyxy_fits >= _XYXY_FIT * self._seen
-            and self._xywh_misfits >= _XYWH_MISFIT * self._seen
-        ):
-            found.add(
-                "boxes in the wrong format",
-                self._examples,
-                "they fit the images as x0, y0, x1, y1; COCO's are x, y, width, height.",
-                is_error=True,
-                count=self._seen,
-            )
-        faults = self._faults
-        found.add(
-            "negative widths or heights",
-            faults["negative"],
-            "COCO's boxes are x, y, width, height.",
-            is_error=True,
-        )
-        left_out = {"is_error": True, "tolerable": True}
-        found.add("boxes not finite", faults["malformed"], "not four finite numbers.", **left_out)
-        found.add("boxes without area", faults["empty"], "left out of training.", **left_out)
-        found.add("boxes off the image", faults["off"], "left out of training.", **left_out)
-        found.add("boxes partly off the image", faults["clipped"], "clipped in training.")
-
-    def _reject(self, kind: str, annotation: Mapping) -> bool:
-        self._faults[kind].append(self._describe(annotation))
-        return False
-
-    def _count_units(
-        self, annotation: Mapping, box: tuple[float, ...], width: float, height: float
-    ) -> None:
-        x, y, w, h = box
-        self._seen += 1
-        self._unit += all(0 <= value <= 1 for value in box)
-        self._xywh_misfits += x + w > width + 1 or y + h > height + 1
-        self._xyxy_fits += x <= w <= width + 1 and y <= h <= height + 1
-        if len(self._examples) < _EXAMPLES:
-            self._examples.append(self._describe(annotation))
 
 
 def _repeated(entries: Iterable[Mapping]) -> list[tuple[int, int]]:

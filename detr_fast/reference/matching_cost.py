@@ -28,27 +28,8 @@ def matching_cost(
 ) -> Tensor:
     """Cost of giving a target to a query: class, L1 and generalised IoU, weighted.
 
-    The class term is `-softmax(logits)[label]` (Carion et al., ECCV 2020, section 3.1) or, for
-    "focal", `alpha (1 - p)^gamma (-log(p + eps)) - (1 - alpha) p^gamma (-log(1 - p + eps))` with
-    `p = sigmoid(logits)[label]` (Zhu et al., Deformable DETR, ICLR 2021); with `eps` 0 the
-    logarithms are those of sigmoids, and as precise. L1 is taken on `cx, cy, w, h`, the IoU on
-    corners.
-
-    Args:
-        logits: (S, B, Q, C) floating: S prediction sets (decoder layers), B images, Q queries.
-        boxes: (S, B, Q, 4) predicted `cx, cy, w, h`.
-        labels: (T,) int64, the targets of all images one after another.
-        target_boxes: (T, 4) `cx, cy, w, h`.
-        offsets: (B + 1,) int64 on the CPU: image b has the targets `offsets[b]:offsets[b + 1]`.
-        counts: (B,) int64, optional: only the first `counts[b]` of them; the others are room.
-        extra_cost: (S, T, Q), optional: added to the cost.
-        class_cost: "softmax" or "focal".
-        weight_class, weight_bbox, weight_giou: weights of the three terms.
-        alpha, gamma, eps: of the focal class cost.
-
-    Returns:
-        (S, T, Q), float64 if `logits` are, else float32: entry [s, t, q] is the cost of target t
-        with query q of the image that t belongs to; 0 in the room.
+    The terms, the arguments and the result (S, T, Q) are those of the operation,
+    `ops.matching_cost`, which checks shapes, dtypes and devices.
 
     Raises:
         ValueError: `offsets` do not divide the targets among the images, or a count does not fit.

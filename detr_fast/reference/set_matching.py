@@ -34,17 +34,8 @@ def set_matching(
 ) -> Tensor:
     """Matches every target with a query of its image (Carion et al., ECCV 2020, section 3.1).
 
-    Args:
-        logits, boxes, labels, target_boxes, offsets, counts, extra_cost, class_cost, weight_class,
-        weight_bbox, weight_giou, alpha, gamma, eps: as in `matching_cost`.
-        groups: the queries are this many runs of equal length, each matched apart (Chen et al.,
-            Group DETR, ICCV 2023).
-        non_finite_cost: a number stands for every cost that is NaN or infinite; +inf forbids such
-            pairs; NaN leaves all targets of a set, group and image with such a cost unmatched.
-
-    Returns:
-        (S * groups, T) int64: row s * groups + g has for set s the query of every target in group
-        g, counted within the image; -1 for a target left over, and in the room.
+    The arguments and the result (S * groups, T) are those of the operation, `ops.set_matching`,
+    which checks shapes, dtypes and devices.
 
     Raises:
         ValueError, IndexError: as in `matching_cost`.

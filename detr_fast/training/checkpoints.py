@@ -8,13 +8,11 @@ with it), and, in those that training can be resumed from, `optimizer`, `lr_sche
 
 import contextlib
 import os
-import random
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .optimization import in_backbone
@@ -63,36 +61,6 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             "Free some space, or write elsewhere, and resume",
         ) from error
     _flush_folder(path.parent)
-
-
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """States of the random generators of torch, Python and NumPy in this process.
-
-    Args:
-        device: Device of the training; the generator of a CUDA device is included.
-    """
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - data sets use it
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Inverse of `rng_state`; a CUDA generator is left alone where the state has none."""
-    torch.set_rng_state(state["torch"].cpu())
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    legacy = (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
-    np.random.set_state(legacy)  # noqa: NPY002 - data sets use it
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 def load_optimizer_state(

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def init_from_env(backend: str | None = None, timeout_seconds: float = 1800.0) -> torch.device:
@@ -92,6 +93,19 @@ def shutdown() -> None:
         # A thread of gloo lets go of its tensors a moment after a collective has completed, and
         # needs the interpreter for it: if that is ending by then, the process aborts.
         time.sleep(_GLOO_LETS_GO_SECONDS)
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model wrapped so that its gradients are means over all processes, itself for one."""
+    if world_size() == 1:
+        return model
+    # Running statistics differ between processes, frozen ones do not: no need to send those.
+    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=batch_norm,
+    )
 
 
 def is_distributed() -> bool:

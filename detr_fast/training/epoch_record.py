@@ -1,4 +1,4 @@
-"""The figures of an evaluation as a line of the log has them, and what the best weights have."""
+"""An epoch's record in the log: the figures of its evaluation, its score, its line for the user."""
 
 import math
 from collections.abc import Mapping
@@ -6,8 +6,9 @@ from typing import Any
 
 
 def test_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of an evaluation under the names of the original's logs."""
-    record: dict[str, Any] = {"test_coco_eval_bbox": figures["coco_eval_bbox"]}
+    """The figures of `evaluation.evaluate` under the names of the original's logs."""
+    record: dict[str, Any] = {f"test_{name}": value for name, value in figures["losses"].items()}
+    record["test_coco_eval_bbox"] = figures["coco_eval_bbox"]
     if "segm" in figures:
         record["test_coco_eval_masks"] = figures["segm"]["coco_eval_masks"]
     if "panoptic" in figures:
@@ -25,3 +26,21 @@ def score_of(record: Mapping[str, Any]) -> float:
         quality = record["test_PQ_all"]["pq"]
         return -math.inf if quality is None else quality
     return record.get("test_coco_eval_masks", record["test_coco_eval_bbox"])[0]
+
+
+def line_of(record: Mapping[str, Any], epochs: int) -> str:
+    """What a user reads of an epoch's record, in a run of so many epochs."""
+    line = f"epoch {record['epoch'] + 1}/{epochs}: loss {record.get('train_loss', math.nan):.3f}"
+    if "test_coco_eval_bbox" in record:
+        ap, ap50, *_ = map(_measured, record["test_coco_eval_bbox"])
+        line += f", AP {ap:.3f}, AP50 {ap50:.3f}"
+    if "test_coco_eval_masks" in record:
+        line += f", mask AP {_measured(record['test_coco_eval_masks'][0]):.3f}"
+    if "test_PQ_all" in record:
+        line += f", PQ {record['test_PQ_all']['pq']:.3f}"
+    return line
+
+
+def _measured(value: float) -> float:
+    """NaN for the -1 that the original's logs have where there was nothing to measure."""
+    return value if value >= 0 else math.nan

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..models.checkpoint import Checkpoint, load_weights
-from . import checkpoints, distributed
+from . import checkpoints, distributed, random_state
 from .averages import EpochAverages
 from .optimization import build_optimizer, build_scheduler, steps_each_epoch
 from .recipe import Recipe
@@ -86,7 +86,7 @@ class TrainingState:
 
     def checkpoint(self) -> dict[str, Any] | None:
         """All of it, in the first process; None in the others, which all have to take part."""
-        rng = distributed.all_gather(checkpoints.rng_state(self.device))
+        rng = distributed.all_gather(random_state.rng_state(self.device))
         if not distributed.is_main_process():
             return None
         return {
@@ -130,7 +130,7 @@ class TrainingState:
         self.unlogged = progress.get("unlogged")
         # With another number of processes the generators start from the seed.
         if len(saved.get("rng", ())) == distributed.world_size():
-            checkpoints.set_rng_state(saved["rng"][distributed.rank()], self.device)
+            random_state.set_rng_state(saved["rng"][distributed.rank()], self.device)
 
     def _restore_schedule(self, saved: Mapping[str, Any]) -> None:
         each_epoch = steps_each_epoch(self.recipe)

@@ -1,22 +1,18 @@
 """The training loop: from a model, a recipe and data to a run folder."""
 
 import math
-import random
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.batching import collate
 from ..data.build import build_loader
-from ..data.checks import check_dataset
 from ..data.sampling import SeededSamples
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.evaluate import evaluate
@@ -26,23 +22,17 @@ from ..models.segmentation import DETRSegmentation
 from . import distributed
 from .checkpoints import write_checkpoint
 from .criterion import build_criterion
-from .epoch_record import score_of, test_figures
+from .data_checks import check_classes, check_data
+from .epoch_record import line_of, score_of, test_figures
 from .interruption import Interruption
+from .nonfinite import NonFiniteError, NonFiniteSteps, what_was_nonfinite
 from .progress import Progress
+from .random_state import seed_everything
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .sampling import StepSampler
 from .state import TrainingState
 from .step import Batch, StepResult, TrainStep
-
-# A model whose every step is skipped does not recover.
-_MAX_SKIPPED_IN_A_ROW = 20
-# Decoding more images than this would take longer than waiting for the faulty one.
-_MAX_DECODED_BY_CHECK = 5000
-
-
-class NonFiniteError(ValueError):
-    """Training stopped because predictions, losses or gradients were NaN or infinite."""
 
 
 class NothingToDoError(ValueError):
@@ -120,7 +110,7 @@ class Trainer:
         check_data: bool = True,
         args: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_classes(model, train_dataset, val_dataset)
+        check_classes(model, train_dataset, val_dataset)
         self.recipe = recipe
         self.device = torch.device(device)
         # The layout in which convolutions are fastest, on a CPU by a third of a step.
@@ -137,7 +127,7 @@ class Trainer:
             "args": {**recipe.to_dict(), "seed": seed, **(args or {})},
             "preprocess": {"short_side": recipe.short_side, "max_size": recipe.max_size},
         }
-        self._skipped_in_a_row = 0
+        self._nonfinite = NonFiniteSteps(recipe.nonfinite)
         self._best = -math.inf
         self._last_record: dict[str, Any] = {}
         self._ground_truth: Mapping[str, Any] | None = None
@@ -173,13 +163,13 @@ class Trainer:
         self.criterion = build_criterion(model, recipe).to(self.device)
         self.state = TrainingState(self.model, recipe, self._sampler.steps_per_epoch)
         self._step = TrainStep(
-            _distributed(self.model, self.device),
+            distributed.data_parallel(self.model, self.device),
             self.criterion,
             self.state.optimizer,
             self.state.scaler,
             recipe,
         )
-        _seed_everything(seed + distributed.rank())
+        seed_everything(seed + distributed.rank())
         if resume is not None:
             self.state.restore(resume)
         elif start_epoch:
@@ -216,7 +206,9 @@ class Trainer:
                 f"{self._max_steps}"
             )
         if self._check_data:
-            distributed.in_first_process(self._check)
+            distributed.in_first_process(
+                lambda: check_data(self.model, self._train_dataset, self._val_dataset)
+            )
         self.folder = self._open_folder()
         if main:
             self.folder.write_args(self._provenance["args"])
@@ -305,14 +297,13 @@ class Trainer:
     def _account(self, result: StepResult) -> None:
         """Books a step, and applies the policy for those that are not finite."""
         state = self.state
+        ends = self._nonfinite.ends_training(result)
         if result.finite:
-            self._skipped_in_a_row = 0
             lr = state.optimizer.param_groups[0]["lr"]
             state.averages.add(result.losses, result.loss, lr, self.criterion.weight_dict)
         else:
-            self._skipped_in_a_row += 1
-            fault = f"step {state.steps + 1}, epoch {state.epoch + 1}: {_describe(result)}"
-            if self.recipe.nonfinite == "stop" or self._skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW:
+            fault = f"step {state.steps + 1}, epoch {state.epoch + 1}: {what_was_nonfinite(result)}"
+            if ends:
                 self._save()
                 raise NonFiniteError(
                     f"{fault}. The weights before it are in {self.folder.last}; lower the "
@@ -328,21 +319,13 @@ class Trainer:
         record = dict(record)
         epoch = record.pop("epoch")
         last = epoch + 1 >= self.recipe.epochs or self.state.steps >= self._max_steps
-        line = f"epoch {epoch + 1}/{self.recipe.epochs}: "
-        line += f"loss {record.get('train_loss', math.nan):.3f}"
         score = -math.inf
         if self._val_dataset is not None and (last or (epoch + 1) % self._eval_every == 0):
             self._progress.phase("evaluating")
             with distributed.naming_lost_ranks(f"evaluation after epoch {epoch + 1}"):
                 figures = self.evaluate()
-            record |= {f"test_{name}": value for name, value in figures["losses"].items()}
             record |= test_figures(figures)
             score = score_of(record)
-            line += f", AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}"
-            if "segm" in figures:
-                line += f", mask AP {figures['segm']['AP']:.3f}"
-            if "panoptic" in figures:
-                line += f", PQ {figures['panoptic']['PQ']:.3f}"
         record["epoch"] = epoch
         record["n_parameters"] = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self._last_record = record
@@ -355,21 +338,13 @@ class Trainer:
             best = {**self.state.weights(), **self._provenance, "epoch": epoch, "AP": ap}
             write_checkpoint(best, self.folder.best)
         self.folder.append(record)
-        self._progress.message(line)
+        self._progress.message(line_of(record, self.recipe.epochs))
 
     def _save(self) -> None:
         checkpoint = self.state.checkpoint()
         distributed.in_first_process(
             lambda: write_checkpoint({**checkpoint, **self._provenance}, self.folder.last)
         )
-
-    def _check(self) -> None:
-        datasets = {id(d): d for d in (self._train_dataset, self._val_dataset) if d is not None}
-        for dataset in datasets.values():
-            decode = len(dataset) <= _MAX_DECODED_BY_CHECK
-            report = check_dataset(dataset, self.model.num_queries, decode)
-            report.raise_for_errors()
-            print(report, flush=True)
 
     def _open_folder(self) -> RunFolder:
         folder, records = distributed.in_first_process(self._open_folder_and_log)
@@ -385,44 +360,3 @@ class Trainer:
         else:
             folder = RunFolder.reopen(self._output_dir, self._resume_path, self.state.epoch)
         return folder, folder.records()
-
-
-def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model wrapped for several processes, itself for one."""
-    if distributed.world_size() == 1:
-        return model
-    # Running statistics differ between processes, frozen ones do not: no need to send those.
-    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    return DistributedDataParallel(
-        model,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=batch_norm,
-    )
-
-
-def _check_classes(model: nn.Module, train: Dataset, val: Dataset | None) -> None:
-    if len(train.label_map) != model.num_classes:
-        raise ValueError(
-            f"the model has {model.num_classes} classes, the training set "
-            f"{len(train.label_map)}; build the model with num_classes={len(train.label_map)}"
-        )
-    if val is not None and val.label_map != train.label_map:
-        raise ValueError(
-            f"the label maps differ: {train.label_map} in training, {val.label_map} in "
-            "validation; build both data sets with the same label_map"
-        )
-
-
-def _seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - data sets use the global generator
-
-
-def _describe(result: StepResult) -> str:
-    if not result.faults:
-        what = "the gradient" if math.isfinite(result.loss) else "the loss"
-        return f"{what} is not finite (loss {result.loss})"
-    shown = "; ".join(result.faults[:3])
-    more = f" and {len(result.faults) - 3} more" if len(result.faults) > 3 else ""
-    return f"predictions are not finite: {shown}{more}"

@@ -1,6 +1,6 @@
-// Runs the kernels of csrc/cuda on the host (see cuda_on_host/) and compares them with the solver on
-// one lane and with the CPU kernels: every index, every bit of a cost, every byte that is cleared. The
-// exit status is 0 if all is well.
+// Runs the kernels of csrc/cuda on the host (see cuda_on_host/) and compares them with the solver
+// on one lane and with the CPU kernels: every index, every bit of a cost, every byte that is
+// cleared. The exit status is 0 if all is well.
 
 #include <cuda_runtime_api.h>
 
@@ -343,8 +343,9 @@ void check_matching(const Case& c, const Card& card) {
         std::vector<int64_t> expected(c.rooms[b], -1);
         match_on_cpu(on_cpu(set, group, b), c.counts[b], in_group, expected.data());
         for (int64_t& query : expected) query += query < 0 ? 0 : group * in_group;
-        const int64_t* found =
-            answer.data() + static_cast<size_t>(set * c.groups + group) * targets + of_images.first[b];
+        const int64_t* found = answer.data() +
+                               static_cast<size_t>(set * c.groups + group) * targets +
+                               of_images.first[b];
         expect(std::equal(expected.begin(), expected.end(), found), "matches of image", b);
       }
     }

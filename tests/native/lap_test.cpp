@@ -1,6 +1,6 @@
-// Solves the problems of a file with csrc/lap.h, alone: one lane, then several threads as lanes with
-// both kinds of slots, and the CPU kernels of every instruction set that this machine has. All must
-// agree on every index, and their cost with the optimum in the file.
+// Solves the problems of a file with csrc/lap.h, alone: one lane, then several threads as lanes
+// with both kinds of slots, and the CPU kernels of every instruction set that this machine has. All
+// must agree on every index, and their cost with the optimum in the file.
 //
 //   lap_test FILE [LANES SLOTS] ...
 //

@@ -17,10 +17,10 @@ from detr_fast import build_model
 from detr_fast.data.batching import collate
 from detr_fast.inference.benchmark.implementations import model_to_time
 from detr_fast.models.work import count_work
+from detr_fast.training.criterion import build_criterion
 from detr_fast.training.recipe import Recipe
 from detr_fast.training.state import TrainingState
 from detr_fast.training.step import TrainStep
-from detr_fast.training.trainer import build_criterion
 
 from ..part import OURS, Case, Measurement
 from ..setting import Setting
