@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from ..data.buckets import size_buckets
-from ..data.transforms import resized_size, val_transform
+from ..data.transforms import resized_size
 from ..models.segmentation import DETRSegmentation
-from .engine import MAX_GRAPHS, Engine
+from .engine import MAX_GRAPHS, PRECISIONS, Engine
 from .images import image_size, list_sources, read_image, to_pil
+from .inputs import Form, Inputs, input_path
 from .loading import Loaded, Preprocess, label_map_of, load_for_detection
 from .panoptic import PostProcessMasks, PostProcessPanoptic, confident_queries
-from .postprocess import PostProcess
+from .postprocess import PostProcess, on_host
 from .prefetch import read_ahead
 from .results import AttentionMaps, Detections
 from .verify import Parity, compare
@@ -32,7 +33,8 @@ class Detector:
 
     Args:
         model: a name of the zoo ("detr_resnet50", ...), whose weights are downloaded once; the
-            path or URL of a checkpoint; or a model, which is put in evaluation mode.
+            path or URL of a checkpoint; or a model, which is put in evaluation mode and takes what
+            `DETR.forward` takes: lists of images, on CUDA also tensors and `NestedTensor`s.
         device: where to run; the GPU if there is one, otherwise the CPU.
         name: the zoo's name of the model, for a file of weights that does not say it.
         precision: "fp32", "bf16" or "fp16" to detect with an `Engine`, which is faster and differs
@@ -88,7 +90,7 @@ class Detector:
         self.preprocess = preprocess or loaded.preprocess
         self._max_graphs = max_graphs
         self._engine = None if precision is None else self._new_engine(precision)
-        self._transform = val_transform(self.preprocess.short_side, self.preprocess.max_size)
+        self._inputs = input_path(self.preprocess, self.device)
         self._postprocess = PostProcess()
         self.has_masks = isinstance(self.model, DETRSegmentation)
         self._masks = PostProcessMasks()
@@ -131,7 +133,11 @@ class Detector:
         self.model.eval()
         sources, several = list_sources(source)
         results: dict[int, Detections] = {}
-        for positions, images, batch in self._batches(sources, several, batch_size):
+        form = self._form()
+        if self._engine is not None and self.device.type == "cuda":
+            # What it would make of anything else.
+            form = Form(PRECISIONS[self._engine.precision], torch.channels_last)
+        for positions, images, batch in self._batches(sources, several, batch_size, form):
             chunk = [sources[position] for position in positions]
             found = self._predict_batch(chunk, images, batch, threshold, panoptic_threshold)
             results.update(zip(positions, found, strict=True))
@@ -162,12 +168,13 @@ class Detector:
             raise ValueError(f"{type(self.model).__name__} does not give its attention")
         self.model.eval()
         image = _named(read_image, sources[0], None)
-        batch = self._batch([image])
+        gathered = self._inputs.gather([self._inputs.prepare(image)])
+        batch = self._inputs.place(gathered, self._form())
         options = {"select": _no_queries} if self.has_masks else {}
-        outputs = self.model(batch, return_attention=True, **options)
+        outputs = self.model(batch.samples, return_attention=True, **options)
         ((detections, queries),) = self._detections(outputs, sources, [image], threshold)
         weights = outputs["attention"]["decoder"][-1, 0].mean(0).float().cpu()[queries]
-        height, width = batch[0].shape[1:]
+        height, width = batch.canvas
         stride = _stride((height, width), tuple(weights.shape[1:]))
         covered = (height / stride, width / stride)
         return AttentionMaps(detections, weights.numpy(), covered)
@@ -201,8 +208,8 @@ class Detector:
         sources, several = list_sources(source)
         if not sources:
             raise ValueError("there is no image to compare on")
-        batches = (batch for _, _, batch in self._batches(sources, several, batch_size))
-        return compare(self.model, engine, batches, threshold)
+        batches = self._batches(sources, several, batch_size, self._form())
+        return compare(self.model, engine, (batch.samples for _, _, batch in batches), threshold)
 
     def warm_up(self, sizes: Iterable[tuple[int, int]], batch_size: int = 1) -> None:
         """Prepare the engine for images of some sizes, so that `predict` need not.
@@ -233,9 +240,13 @@ class Detector:
             short_side=self.preprocess.short_side,
         )
 
+    def _form(self) -> Form:
+        """Of the batches that the model takes."""
+        return Form(next(self.model.parameters()).dtype)
+
     def _batches(
-        self, sources: list, several: bool, batch_size: int
-    ) -> Iterator[tuple[list[int], list[tv_tensors.Image], list[Tensor]]]:
+        self, sources: list, several: bool, batch_size: int, form: Form
+    ) -> Iterator[tuple[list[int], list[tv_tensors.Image], Inputs]]:
         """Of each batch the positions in `sources`, the images as they are, and the inputs."""
         places = range(len(sources))
         if batch_size > 1 and getattr(self._engine or self.model, "exact_batches", False):
@@ -246,40 +257,43 @@ class Detector:
 
         def read(place: int) -> tuple[tv_tensors.Image, Tensor]:
             image = _named(read_image, sources[place], place if several else None)
-            return image, self._transform(image)
+            return image, self._inputs.prepare(image)
+
+        def gather(pairs: list[tuple[tv_tensors.Image, Tensor]]) -> tuple[list, object]:
+            images, prepared = zip(*pairs, strict=True)
+            return list(images), self._inputs.gather(prepared)
 
         # The threads of torch are as many as the user grants.
         threads = min(len(sources), torch.get_num_threads()) if len(sources) > 1 else 0
-        for batch, pairs in zip(batches, read_ahead(read, batches, threads), strict=True):
-            images, inputs = zip(*pairs, strict=True)
-            yield batch, list(images), self._inputs(inputs)
+        read_batches = read_ahead(read, batches, threads, gather)
+        for batch, (images, gathered) in zip(batches, read_batches, strict=True):
+            yield batch, images, self._inputs.place(gathered, form)
 
     def _predict_batch(
         self,
         sources: list,
         images: list[tv_tensors.Image],
-        batch: list[Tensor],
+        batch: Inputs,
         threshold: float,
         panoptic_threshold: float,
     ) -> list[Detections]:
         if not self.has_masks:
             run = self._engine or self.model
-            outputs = run(batch)
+            outputs = run(batch.samples)
             return [found for found, _ in self._detections(outputs, sources, images, threshold)]
         select = partial(_kept_queries, threshold=threshold, panoptic_threshold=panoptic_threshold)
-        outputs = self.model(batch, select=select)
+        outputs = self.model(batch.samples, select=select)
         found = self._detections(outputs, sources, images, threshold)
         return self._with_masks(outputs, batch, found, panoptic_threshold)
 
     def _with_masks(
         self,
         outputs,
-        batch: list[Tensor],
+        batch: Inputs,
         found: list[tuple[Detections, Tensor]],
         panoptic_threshold: float,
     ) -> list[Detections]:
-        sizes = [tuple(image.shape[1:]) for image in batch]
-        canvas = tuple(max(side) for side in zip(*sizes, strict=True))
+        canvas, sizes = batch.canvas, batch.sizes
         originals = [detections.image_size for detections, _ in found]
         maps = PostProcessPanoptic(self.label_map, panoptic_threshold)(
             outputs, canvas, sizes, originals
@@ -296,19 +310,12 @@ class Detector:
             for (detections, _), own, panoptic in zip(found, masks, maps, strict=True)
         ]
 
-    def _batch(self, images: list[Tensor]) -> list[Tensor]:
-        return self._inputs(self._transform(image) for image in images)
-
-    def _inputs(self, transformed: Iterable[Tensor]) -> list[Tensor]:
-        dtype = next(self.model.parameters()).dtype
-        return [image.to(self.device, dtype) for image in transformed]
-
     def _detections(
         self, outputs, sources: list, images: list[Tensor], threshold: float
     ) -> list[tuple[Detections, Tensor]]:
         """What was found in each image, and the queries that found it, on the CPU."""
         sizes = [tuple(image.shape[1:]) for image in images]
-        decoded = _on_host(self._postprocess(outputs, torch.tensor(sizes)))
+        decoded = on_host(self._postprocess(outputs, torch.tensor(sizes)))
         found = []
         for prediction, source, image in zip(decoded, sources, images, strict=True):
             path = Path(source) if isinstance(source, str | os.PathLike) else None
@@ -345,19 +352,6 @@ def _no_queries(outputs) -> list[Tensor]:
 def _places(selected: Tensor, queries: Tensor) -> Tensor:
     """Where each of some queries stands among the selected ones, which are ascending."""
     return torch.searchsorted(selected, queries.to(selected.device))
-
-
-def _on_host(decoded: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """What `PostProcess` gives, on the CPU, for which the host waits once a batch."""
-    joined = torch.stack(
-        [
-            torch.cat((own["boxes"], own["scores"][:, None], own["labels"][:, None]), 1)
-            for own in decoded
-        ]
-    ).cpu()
-    return [
-        {"boxes": own[:, :4], "scores": own[:, 4], "labels": own[:, 5].long()} for own in joined
-    ]
 
 
 def _certain(prediction: dict[str, Tensor], threshold: float, path: Path | None) -> Tensor:
