@@ -12,7 +12,7 @@ from detr_fast.inference.engine import PRECISIONS, Engine
 from detr_fast.inference.images import read_image
 from detr_fast.inference.inputs import Form, input_path
 from detr_fast.inference.loading import Preprocess
-from detr_fast.inference.panoptic import PostProcessMasks, PostProcessPanoptic
+from detr_fast.inference.panoptic import PostProcessMasks, PostProcessPanoptic, confident_queries
 from detr_fast.inference.postprocess import PostProcess
 
 SHORT_SIDE = 64
@@ -220,8 +220,9 @@ def test_the_detector_shows_its_attention():
         assert len(maps.weights) == MODELS["detr_tiny"]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("reads", [0, 1])
-def test_the_detector_of_masks(reads):
+def test_the_detector_of_masks(reads, batch_size):
     with imagined_gpu() as gpu:
         gpu.reads = reads
         detector = Detector(
@@ -229,7 +230,12 @@ def test_the_detector_of_masks(reads):
             "cuda",
             preprocess=Preprocess(SHORT_SIDE, 100),
         )
-        found = detector.predict(PICTURES, threshold=0, batch_size=2)
+        gpu.waited()
+        found = detector.predict(PICTURES, threshold=0, batch_size=batch_size)
+        # Of a batch: which queries get masks, what they are, and the maps; of an image, its masks.
+        waits = gpu.waited()
+        assert len(waits) == 3 * -(-len(PICTURES) // batch_size) + len(PICTURES)
+        assert all(wait.endswith("to the host") for wait in waits)
         assert [each.masks.shape for each in found] == [
             (5, *picture.shape[1:]) for picture in PICTURES
         ]
@@ -239,7 +245,7 @@ def test_the_detector_of_masks(reads):
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("reads", [0, 100])
 @pytest.mark.parametrize("selected", [False, True])
-def test_panoptic_post_processing(selected, reads, merge):
+def test_panoptic_post_processing_waits_once_a_batch(selected, reads, merge):
     with imagined_gpu() as gpu:
         gpu.reads = reads
         masks = torch.randn(2, 6, 16, 23, device="cuda")
@@ -250,9 +256,13 @@ def test_panoptic_post_processing(selected, reads, merge):
         else:
             outputs["pred_masks"] = masks
         decode = PostProcessPanoptic(COCO_PANOPTIC_LABEL_MAP, merge_stuff=merge)
-        maps = decode(outputs, (64, 90), SIZES, [(48, 60), (100, 120)])
-        assert [each.ids.shape for each in maps] == [(48, 60), (100, 120)]
         gpu.waited()
+        maps = decode(outputs, (64, 90), SIZES, [(48, 60), (100, 120)])
+        (wait,) = gpu.waited()
+        assert wait.endswith("to the host")
+        assert [each.ids.shape for each in maps] == [(48, 60), (100, 120)]
+        assert len(confident_queries(outputs)) == 2
+        assert len(gpu.waited()) == 1
         own = PostProcessMasks()(list(masks), (64, 90), SIZES, [(48, 60), (100, 120)])
         assert gpu.waited() == []
         assert [each.shape for each in own] == [(6, 48, 60), (6, 100, 120)]

@@ -21,7 +21,7 @@ from .engine import MAX_GRAPHS, PRECISIONS, Engine
 from .images import image_size, list_sources, read_image, to_pil
 from .inputs import Form, Inputs, input_path
 from .loading import Loaded, Preprocess, label_map_of, load_for_detection
-from .panoptic import PostProcessMasks, PostProcessPanoptic, confident_queries
+from .panoptic import PostProcessMasks, PostProcessPanoptic, is_confident, queries_where
 from .postprocess import PostProcess, on_host
 from .prefetch import read_ahead
 from .results import AttentionMaps, Detections
@@ -338,11 +338,7 @@ class Detector:
 def _kept_queries(outputs, threshold: float, panoptic_threshold: float) -> list[Tensor]:
     """Queries that are shown as an object or as a segment, ascending, for each image."""
     objects = outputs["pred_logits"].softmax(-1)[..., :-1].amax(-1) >= threshold
-    kept = []
-    for own, segments in zip(objects, confident_queries(outputs, panoptic_threshold), strict=True):
-        own[segments] = True
-        kept.append(own.nonzero().flatten())
-    return kept
+    return queries_where(objects | is_confident(outputs, panoptic_threshold))
 
 
 def _no_queries(outputs) -> list[Tensor]:
@@ -351,7 +347,7 @@ def _no_queries(outputs) -> list[Tensor]:
 
 def _places(selected: Tensor, queries: Tensor) -> Tensor:
     """Where each of some queries stands among the selected ones, which are ascending."""
-    return torch.searchsorted(selected, queries.to(selected.device))
+    return torch.searchsorted(selected, queries.to(selected.device, non_blocking=selected.is_cuda))
 
 
 def _certain(prediction: dict[str, Tensor], threshold: float, path: Path | None) -> Tensor:
