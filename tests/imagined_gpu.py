@@ -11,6 +11,7 @@ do not happen here. See tests/test_attention_launches.py and tests/native for th
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from unittest import mock
 
@@ -90,6 +91,8 @@ class ImaginedGpu(TorchDispatchMode):
         calls: every operation there with the shapes and dtypes of its tensors.
         waits: those of them for which the host waits.
         uploads: shapes of what is copied there without waiting.
+        page_locked: shapes and dtypes of those of them that were copied out of page-locked memory;
+            the others keep the host until they are read.
         unfinished: shapes of what is copied from there without waiting, which the host may read too
             early.
         reads: the number that the host finds in what it copies from there.
@@ -101,8 +104,11 @@ class ImaginedGpu(TorchDispatchMode):
         self.calls: list[tuple] = []
         self.waits: list[str] = []
         self.uploads: list[tuple[int, ...]] = []
+        self.page_locked: list[tuple[tuple[int, ...], torch.dtype]] = []
         self.unfinished: list[tuple[int, ...]] = []
         self.reads = 0
+        # By address; kept, so that no other tensor gets the same one.
+        self._locked: dict[int, torch.UntypedStorage] = {}
 
     @contextlib.contextmanager
     def no_waiting(self) -> Iterator[None]:
@@ -126,7 +132,9 @@ class ImaginedGpu(TorchDispatchMode):
         to_gpu = any(isinstance(x, torch.device) and x.type in ("cuda", "meta") for x in leaves)
         name = operation.name()
         if name == "aten::_pin_memory":
-            return args[0].clone()
+            return self._lock(args[0].clone())
+        if kwargs.get("pin_memory"):
+            return self._lock(operation(*args, **{**kwargs, "pin_memory": False}))
         if not there and not to_gpu:
             return operation(*args, **kwargs)
         if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"):
@@ -178,8 +186,14 @@ class ImaginedGpu(TorchDispatchMode):
     def _upload(self, x: Tensor, without_waiting: bool) -> None:
         if without_waiting:
             self.uploads.append(tuple(x.shape))
+            if x.untyped_storage().data_ptr() in self._locked:
+                self.page_locked.append((tuple(x.shape), x.dtype))
         else:
             self.waits.append(f"a copy of {tuple(x.shape)} to the GPU")
+
+    def _lock(self, x: Tensor) -> Tensor:
+        self._locked[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
 
     def _to_host(self, x: Tensor) -> Tensor:
         self.waits.append(f"a copy of {tuple(x.shape)} to the host")
@@ -257,6 +271,17 @@ class ImaginedGpu(TorchDispatchMode):
         return tree_map(back, _KERNELS.get(operation.name(), operation)(*args, **kwargs))
 
 
+class _InAnotherThread(TorchDispatchMode):
+    """The same GPU in another thread: what intercepts operations does so in one thread alone."""
+
+    def __init__(self, gpu: ImaginedGpu):
+        super().__init__()
+        self._gpu = gpu
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        return self._gpu.__torch_dispatch__(operation, types, args, kwargs)
+
+
 def _convolution(x, weight, *form):
     out = torch.ops.aten.convolution(x, weight, *form)
     # As cuDNN has it; without a device torch goes by another rule.
@@ -305,17 +330,25 @@ def imagined_gpu(autocast: bool = False) -> Iterator[ImaginedGpu]:
     only_on_cpu = torch._C._only_lift_cpu_tensors()
     # torch.tensor(..., device="cuda") makes a tensor on the CPU then, and copies it.
     torch._C._set_only_lift_cpu_tensors(True)
+    gpu = ImaginedGpu(autocast)
+    run_thread = threading.Thread.run
+
+    def run_with_gpu(thread: threading.Thread) -> None:
+        with _InAnotherThread(gpu):
+            run_thread(thread)
+
     patches = (
         mock.patch("torch.cuda._lazy_init", return_value=None),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", bool),
         # A parameter that moves cannot keep its object, as it would on a GPU.
         mock.patch("torch.__future__.get_overwrite_module_params_on_conversion", return_value=True),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
+        mock.patch.object(threading.Thread, "run", run_with_gpu),
     )
     try:
         with contextlib.ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(patch)
-            yield stack.enter_context(ImaginedGpu(autocast))
+            yield stack.enter_context(gpu)
     finally:
         torch._C._set_only_lift_cpu_tensors(only_on_cpu)

@@ -12,6 +12,7 @@ from detr_fast.cli.main import main
 from detr_fast.data.label_map import LabelMap
 from detr_fast.data.panoptic_png import read_panoptic_png
 from detr_fast.data.shapes import SHAPES_PANOPTIC_LABEL_MAP, write_shapes
+from detr_fast.data.transforms import val_transform
 from detr_fast.models.checkpoint import load_checkpoint
 from detr_fast.models.zoo import build_model
 from detr_fast.training.run_folder import RunFolder
@@ -193,9 +194,8 @@ def test_results_have_masks_and_a_panoptic_map(certain, stored):
     assert found[:2].panoptic is found.panoptic
     assert found.to_coco(7)[0]["segmentation"]["size"] == [64, 64]
     # The masks are those of the queries that were detected, in the order of the detections.
-    full = detector.model(
-        detector._batch([torch.from_numpy(np.array(found.image())).permute(2, 0, 1)])
-    )
+    transform = val_transform(detector.preprocess.short_side, detector.preprocess.max_size)
+    full = detector.model([transform(found.image())])
     order = (
         full["pred_logits"][0].softmax(-1)[:, :-1].amax(-1).argsort(descending=True, stable=True)
     )

@@ -9,12 +9,17 @@ from random_models import model_with_statistics
 from test_cuda import no_waiting
 
 from detr_fast import Detector
+from detr_fast.data.batching import nested_tensor_from_images
 from detr_fast.data.build import build_loader
+from detr_fast.data.normalization import Normalization
 from detr_fast.data.shapes import ShapesDataset
 from detr_fast.data.transforms import val_transform
 from detr_fast.evaluation.coco import CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
 from detr_fast.inference.engine import Engine
+from detr_fast.inference.images import read_image
+from detr_fast.inference.inputs import Form, input_path
+from detr_fast.inference.loading import Preprocess
 from detr_fast.inference.verify import LIMITS, compare
 from detr_fast.models.zoo import build_model
 
@@ -196,6 +201,35 @@ def test_detector_captures_by_itself_and_ahead():
     assert (detector._engine.captures, plain._engine.captures) == (captures, 0)
     for mine, other in zip(found, plain.predict(pictures, threshold=0), strict=True):
         assert len(mine) == len(other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_batches_hold_the_values_that_the_host_gives_them(dtype):
+    host, gpu = (input_path(Preprocess(96, 160), torch.device(name)) for name in ("cpu", "cuda"))
+    for index in range(4):
+        sources = [ShapesDataset(8, seed=3).scene(2 * index + i).image for i in (0, 1)]
+        sources[1] = sources[1][: 30 + index]
+        expected, found = (
+            path.place(
+                path.gather([path.prepare(read_image(source)) for source in sources]), Form(dtype)
+            )
+            for path in (host, gpu)
+        )
+        batch = nested_tensor_from_images(expected.samples)
+        assert torch.equal(found.samples.tensors.cpu(), batch.tensors)
+        assert torch.equal(found.samples.mask.cpu(), batch.mask)
+
+
+def test_a_batch_under_way_is_not_written_over():
+    path = input_path(Preprocess(None, None), torch.device("cuda"))
+    levels = range(1, 9)
+    images = [torch.full((3, 512, 512), level, dtype=torch.uint8) for level in levels]
+    path.place(path.gather(images[:1]), Form(torch.float32))
+    with no_waiting():
+        torch.cuda._sleep(200_000_000)
+        found = [path.place(path.gather([image]), Form(torch.float32)).samples for image in images]
+    for image, batch in zip(images, found, strict=True):
+        assert torch.equal(batch.cpu(), Normalization("cpu")(image[None]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -23,10 +23,16 @@ from evaluation_cases import (
 from tolerances import COCO_AP
 from torch import nn
 
+from detr_fast import build_model
+from detr_fast.data.build import build_loader
 from detr_fast.data.label_map import COCO_LABEL_MAP, LabelMap
+from detr_fast.data.shapes import ShapesDataset
+from detr_fast.data.transforms import val_transform
 from detr_fast.evaluation.coco import STAT_NAMES, CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
 from detr_fast.evaluation.report import render, to_json
+from detr_fast.training.criterion import build_criterion
+from detr_fast.training.recipe import Recipe
 
 ONE = pytest.approx(1, abs=COCO_AP)
 
@@ -291,6 +297,20 @@ def test_evaluate_gives_ap_and_the_losses_of_the_original_log():
             "cardinality_error_unscaled": 5,
         }
     )
+
+
+def test_evaluate_normalises_batches_of_bytes():
+    model = build_model("detr_tiny", pretrained=True)
+    figures = []
+    for normalised in (True, False):
+        transform = val_transform(40, 60, normalised=normalised)
+        shapes = ShapesDataset(6, side=(40, 64), transform=transform)
+        loader = build_loader(shapes, 3)
+        assert next(iter(loader))[0].tensors.is_floating_point() == normalised
+        evaluator = CocoEvaluator(shapes.ground_truth(), shapes.label_map)
+        criterion = build_criterion(model, Recipe())
+        figures.append(to_json(evaluate(model, loader, evaluator, criterion)))
+    assert figures[0] == figures[1]
 
 
 def test_evaluate_without_criterion_has_no_losses():

@@ -1,5 +1,7 @@
 """The GPU that is imagined in other tests refuses what a GPU refuses, and sees who waits."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,3 +83,29 @@ def test_what_does_not_wait_is_not_reported():
 
 def test_every_operation_in_triton_is_known_here():
     assert set(KERNELS) >= _library.TRITON_OPERATIONS
+
+
+def test_page_locked_memory_is_known_and_other_memory_is_not():
+    with imagined_gpu() as gpu:
+        made = torch.empty(2, 3, dtype=torch.uint8, pin_memory=True)
+        sources = [made, made[1:], torch.zeros(4).pin_memory(), torch.zeros(5)]
+        with gpu.no_waiting():
+            for x in sources:
+                x.to("cuda", non_blocking=True)
+        assert gpu.uploads == [(2, 3), (1, 3), (4,), (5,)]
+        assert gpu.page_locked == [
+            ((2, 3), torch.uint8),
+            ((1, 3), torch.uint8),
+            ((4,), torch.float32),
+        ]
+        made.to("cuda")
+        assert len(gpu.waited()) == 1
+
+
+def test_other_threads_see_the_same_gpu():
+    with imagined_gpu() as gpu, ThreadPoolExecutor(1) as pool:
+        made = pool.submit(torch.empty, 7, pin_memory=True).result()
+        pool.submit(made.to, "cuda").result()
+        assert gpu.waited() == ["a copy of (7,) to the GPU"]
+        made.to("cuda", non_blocking=True)
+        assert gpu.page_locked == [((7,), torch.float32)]

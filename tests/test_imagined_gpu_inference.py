@@ -9,8 +9,10 @@ from random_models import model_with_statistics
 from detr_fast import Detector, build_model
 from detr_fast.data.label_map import COCO_PANOPTIC_LABEL_MAP
 from detr_fast.inference.engine import PRECISIONS, Engine
+from detr_fast.inference.images import read_image
+from detr_fast.inference.inputs import Form, input_path
 from detr_fast.inference.loading import Preprocess
-from detr_fast.inference.panoptic import PostProcessMasks, PostProcessPanoptic
+from detr_fast.inference.panoptic import PostProcessMasks, PostProcessPanoptic, confident_queries
 from detr_fast.inference.postprocess import PostProcess
 
 SHORT_SIDE = 64
@@ -141,6 +143,15 @@ def test_post_processing_of_outputs_on_the_host_waits_for_sizes_that_are_not():
 PICTURES = [(torch.rand(3, *size) * 255).byte() for size in ((48, 60), (60, 48), (48, 60))]
 
 
+# Of the pictures, by the size of a batch and whether it is an exact one, then of like shapes.
+UPLOADED = {
+    (1, False): [(1, 64, 80, 3), (1, 80, 64, 3), (1, 64, 80, 3)],
+    (1, True): [(1, 64, 80, 3), (1, 80, 64, 3), (1, 64, 80, 3)],
+    (2, False): [(2, 80, 80, 3), (1, 64, 80, 3)],
+    (2, True): [(2, 64, 80, 3), (1, 80, 64, 3)],
+}
+
+
 @pytest.mark.parametrize("precision", [None, *PRECISIONS])
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("exact", [False, True], ids=["compatible", "exact"])
@@ -159,12 +170,48 @@ def test_the_detector(exact, batch_size, precision):
             gpu.reads = 1  # a relative error divides by it
             assert detector.verify(PICTURES, batch_size=batch_size).images == 3
             gpu.reads = 0
+        detector.predict(PICTURES, threshold=0, batch_size=batch_size)  # captures what comes again
         gpu.waited()
+        uploads = len(gpu.page_locked)
         found = detector.predict(PICTURES, threshold=0, batch_size=batch_size)
-        reads = [wait for wait in gpu.waited() if not wait.endswith("to the GPU")]
-        assert len(reads) == -(-len(PICTURES) // batch_size), "not one read for each batch"
+        # The only waits, once a batch; what it reads it copies into memory of the host.
+        waits = gpu.waited()
+        assert len(waits) == -(-len(PICTURES) // batch_size), "not one read for each batch"
+        assert all(wait.endswith("to the host") for wait in waits)
+        canvases = UPLOADED[batch_size, exact]
+        assert gpu.page_locked[uploads:] == [(shape, torch.uint8) for shape in canvases]
         assert [len(each) for each in found] == [MODELS["detr_tiny"]] * 3
         assert len(detector.predict(PICTURES[0], threshold=1)) == 0
+
+
+@pytest.mark.parametrize("floats", [False, True], ids=["8 bits", "floats"])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)],
+)
+def test_batches_are_uploaded_and_normalised_without_waiting(dtype, layout, floats):
+    with imagined_gpu() as gpu:
+        path = input_path(Preprocess(SHORT_SIDE, 100), GPU)
+        gpu.waited()
+        for pictures, sizes in (
+            (PICTURES, [(64, 80), (80, 64), (64, 80)]),
+            (PICTURES[:1], [(64, 80)]),
+        ):
+            sources = [picture / 255 if floats else picture for picture in pictures]
+            gpu.page_locked.clear()
+            with gpu.no_waiting():
+                gathered = path.gather([path.prepare(read_image(source)) for source in sources])
+                batch = path.place(gathered, Form(dtype, layout))
+            assert batch.sizes == sizes
+            shape = (len(sizes), *batch.canvas, 3)
+            assert gpu.page_locked == [(shape, torch.float32 if floats else torch.uint8)]
+            images = batch.samples
+            if len(pictures) > 1:
+                assert (images.mask.device, images.mask.dtype) == (GPU, torch.bool)
+                images = images.tensors
+            assert (images.device, images.dtype) == (GPU, dtype)
+            assert tuple(images.shape) == (len(sizes), 3, *batch.canvas)
+            assert images.is_contiguous(memory_format=layout)
 
 
 def test_the_detector_shows_its_attention():
@@ -173,8 +220,9 @@ def test_the_detector_shows_its_attention():
         assert len(maps.weights) == MODELS["detr_tiny"]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("reads", [0, 1])
-def test_the_detector_of_masks(reads):
+def test_the_detector_of_masks(reads, batch_size):
     with imagined_gpu() as gpu:
         gpu.reads = reads
         detector = Detector(
@@ -182,7 +230,12 @@ def test_the_detector_of_masks(reads):
             "cuda",
             preprocess=Preprocess(SHORT_SIDE, 100),
         )
-        found = detector.predict(PICTURES, threshold=0, batch_size=2)
+        gpu.waited()
+        found = detector.predict(PICTURES, threshold=0, batch_size=batch_size)
+        # Of a batch: which queries get masks, what they are, and the maps; of an image, its masks.
+        waits = gpu.waited()
+        assert len(waits) == 3 * -(-len(PICTURES) // batch_size) + len(PICTURES)
+        assert all(wait.endswith("to the host") for wait in waits)
         assert [each.masks.shape for each in found] == [
             (5, *picture.shape[1:]) for picture in PICTURES
         ]
@@ -192,7 +245,7 @@ def test_the_detector_of_masks(reads):
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("reads", [0, 100])
 @pytest.mark.parametrize("selected", [False, True])
-def test_panoptic_post_processing(selected, reads, merge):
+def test_panoptic_post_processing_waits_once_a_batch(selected, reads, merge):
     with imagined_gpu() as gpu:
         gpu.reads = reads
         masks = torch.randn(2, 6, 16, 23, device="cuda")
@@ -203,9 +256,13 @@ def test_panoptic_post_processing(selected, reads, merge):
         else:
             outputs["pred_masks"] = masks
         decode = PostProcessPanoptic(COCO_PANOPTIC_LABEL_MAP, merge_stuff=merge)
-        maps = decode(outputs, (64, 90), SIZES, [(48, 60), (100, 120)])
-        assert [each.ids.shape for each in maps] == [(48, 60), (100, 120)]
         gpu.waited()
+        maps = decode(outputs, (64, 90), SIZES, [(48, 60), (100, 120)])
+        (wait,) = gpu.waited()
+        assert wait.endswith("to the host")
+        assert [each.ids.shape for each in maps] == [(48, 60), (100, 120)]
+        assert len(confident_queries(outputs)) == 2
+        assert len(gpu.waited()) == 1
         own = PostProcessMasks()(list(masks), (64, 90), SIZES, [(48, 60), (100, 120)])
         assert gpu.waited() == []
         assert [each.shape for each in own] == [(6, 48, 60), (6, 100, 120)]

@@ -8,8 +8,10 @@ from torch import Tensor
 from toy_training import ToyDataset, toy_model, toy_recipe
 
 from detr_fast import build_model
+from detr_fast.cli.main import main
 from detr_fast.data.batching import collate
 from detr_fast.data.build import build_dataset, build_loader
+from detr_fast.data.transforms import val_transform
 from detr_fast.evaluation.coco import CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
 from detr_fast.evaluation.masks import MaskEvaluator
@@ -215,3 +217,45 @@ def test_evaluation(kind):
             mask_evaluator=MaskEvaluator(dataset) if masks else None,
         )
     assert {"AP", "losses"} <= figures.keys()
+
+
+@pytest.mark.parametrize("losses", [False, True])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_evaluation_waits_once_a_batch(normalised, losses):
+    transform = val_transform(48, 90, normalised=normalised)
+    dataset = build_dataset("shapes", "val", length=6, transform=transform)
+    evaluator = CocoEvaluator(dataset.ground_truth(), dataset.label_map)
+    with imagined_gpu() as gpu:
+        model = build_model("detr_tiny", num_classes=len(dataset.label_map)).to("cuda")
+        loader = [(batch.pin_memory(), targets) for batch, targets in build_loader(dataset, 3)]
+        recipe = Recipe(pretrained_backbone=False)
+        criterion = build_criterion(model, recipe).to("cuda") if losses else None
+        gpu.waited()
+        evaluate(model, loader, evaluator, criterion, device="cuda")
+        waits = gpu.waited()
+        reads = [wait for wait in waits if wait.endswith("to the host")]
+        assert len(reads) == len(loader) + losses, "not once a batch, and once for all losses"
+        # Once: what images are normalised by, and which of the losses are errors.
+        assert len(waits) - len(reads) == 3 + losses
+        assert len(gpu.page_locked) == 2 * len(loader)
+        images, masks = ({dtype for _, dtype in gpu.page_locked[i::2]} for i in (0, 1))
+        assert images == {torch.float32 if normalised else torch.uint8}
+        assert masks == {torch.bool}
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_the_command_evaluates_what_it_uploads_as_bytes(monkeypatch):
+    monkeypatch.setattr("detr_fast.training.assembly.open_device", lambda name: GPU)
+    asked = []
+
+    def asking(*given, **options):
+        asked.append(options)
+        return build_loader(*given, **options)
+
+    monkeypatch.setattr("detr_fast.data.build.build_loader", asking)
+    with imagined_gpu() as gpu:
+        assert main(["eval", "--model", "detr_tiny", "--max_images", "3", "--batch_size", "2"]) == 0
+        assert [options["pin_memory"] for options in asked] == [True]
+        copied = [given for name, given in gpu.calls if name == "aten::_to_copy"]
+        images = [shape[0] for ((shape, dtype),) in copied if dtype == torch.uint8]
+        assert images == [2, 1]

@@ -143,6 +143,101 @@ def test_maps_do_not_depend_on_how_many_masks_are_enlarged_at_once(monkeypatch):
     assert np.array_equal(actual.ids, expected.ids)
 
 
+def expected_map(labels, scores, logits, smallest, merge):
+    """The map of some queries by the definition, a pixel at a time: ids and what they are."""
+    queries = list(range(len(labels)))
+    while queries:
+        winners = np.array(queries)[logits[queries].argmax(0)]
+        first = {}
+        for q in queries:
+            first.setdefault(labels[q] if labels[q] >= 2 else -1 - q, q)
+        segment = {q: first[labels[q] if labels[q] >= 2 else -1 - q] for q in queries}
+        owners = np.vectorize(segment.get)(winners)
+        area = {q: int((owners == q).sum()) for q in queries}
+        stay = [q for q in queries if area[segment[q]] > smallest and (merge or segment[q] == q)]
+        if stay == queries:
+            shown = sorted(set(segment.values()))
+            members = [[q for q in queries if segment[q] == s] for s in shown]
+            ids = np.searchsorted(shown, owners) + 1
+            return ids, [
+                (labels[s], area[s], max(scores[q] for q in own))
+                for s, own in zip(shown, members, strict=True)
+            ]
+        queries = stay
+    return np.zeros(logits.shape[1:], dtype=int), []
+
+
+@pytest.mark.parametrize("asking", [True, False], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("smallest", [0, 3, 12, 1000])
+def test_maps_are_those_of_the_definition(smallest, merge, asking, monkeypatch):
+    monkeypatch.setattr("detr_fast.inference.panoptic._may_ask", lambda x: asking)
+    generator = torch.Generator().manual_seed(7)
+    process = PostProcessPanoptic(LABELS, 0.6, smallest, merge)
+    counts = set()
+    for trial in range(40):
+        batch, count = 2, 1 + trial % 9
+        labels = torch.randint(0, 5, (batch, count), generator=generator)
+        logits = torch.nn.functional.one_hot(labels, 5) * torch.rand(
+            (batch, count, 1), generator=generator
+        ).mul(4).add(1)
+        # Few levels, so that many are equal.
+        masks = torch.randint(0, 4, (batch, count, 9, 8), generator=generator).float()
+        size = (9, 8)
+        found = process({"pred_logits": logits, "pred_masks": masks}, size, [size] * batch)
+        for own, own_labels, own_masks, probabilities in zip(
+            found, labels, masks, logits.softmax(-1), strict=True
+        ):
+            scores, likeliest = probabilities.max(-1)
+            kept = (scores > 0.6) & (likeliest < NO_OBJECT)
+            ids, info = expected_map(
+                own_labels[kept].tolist(),
+                scores[kept].tolist(),
+                own_masks[kept].numpy(),
+                smallest,
+                merge,
+            )
+            assert np.array_equal(own.ids, ids)
+            assert own.ids.dtype == np.int32
+            described = [
+                (s["id"], s["category_id"], s["area"], s["score"]) for s in own.segments_info
+            ]
+            assert described == [
+                (i, LABELS.category_id(label), area, score)
+                for i, (label, area, score) in enumerate(info, start=1)
+            ]
+            counts.add(len(info))
+    assert counts == {0} if smallest == 1000 else len(counts) > 2
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("smallest", [3, 12])
+def test_maps_of_a_gpu_are_those_of_a_cpu(smallest, merge):
+    generator = torch.Generator().manual_seed(8)
+    outputs = {
+        "pred_logits": 4 * torch.randn(3, 20, 5, generator=generator),
+        "pred_masks": torch.randint(0, 4, (3, 20, 18, 16), generator=generator).float(),
+    }
+    process = PostProcessPanoptic(LABELS, 0.5, smallest, merge)
+    expected = process(outputs, (18, 16), [(18, 16)] * 3)
+    found = process({name: x.cuda() for name, x in outputs.items()}, (18, 16), [(18, 16)] * 3)
+    for one, other in zip(expected, found, strict=True):
+        assert np.array_equal(one.ids, other.ids)
+        assert one.names == other.names
+        assert [s["area"] for s in one.segments_info] == [s["area"] for s in other.segments_info]
+
+
+@pytest.mark.parametrize("asking", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_what_is_small_without_its_class_is_removed_too(asking, monkeypatch):
+    monkeypatch.setattr("detr_fast.inference.panoptic._may_ask", lambda x: asking)
+    masks = rows("110000 000000", "001111 000000", "000000 111111")
+    masks[2] += 0.5
+    found = panoptic(outputs_of([2, 2, 0], masks), smallest=3, merge_stuff=False)
+    assert found.ids.tolist() == [[1] * 6] * 2
+    assert [(s["category_id"], s["area"]) for s in found.segments_info] == [(10, 12)]
+
+
 # The golden map
 
 

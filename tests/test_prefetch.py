@@ -23,6 +23,27 @@ def test_batches_come_in_their_order(threads):
     assert list(read_ahead(lambda x: x, [], threads)) == []
 
 
+@pytest.mark.parametrize("threads", [0, 1, 2, 4])
+def test_batches_are_gathered_where_they_are_read(threads):
+    gatherers = []
+
+    def gather(items):
+        gatherers.append(threading.current_thread())
+        return sum(items)
+
+    sums = read_ahead(lambda x: 10 * x, BATCHES * 20, threads, gather)
+    assert list(sums) == [40, 40, 150] * 20
+    assert (threading.current_thread() in gatherers) == (threads == 0)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_of_gathering_comes_with_its_batch(threads):
+    batches = read_ahead(lambda x: x, [[1, 2], [3]], threads, lambda items: items[1])
+    assert next(batches) == 2
+    with pytest.raises(IndexError):
+        next(batches)
+
+
 def test_one_batch_is_read_while_the_one_before_is_used_and_no_more():
     begun = {item: threading.Event() for item in range(6)}
 

@@ -14,9 +14,8 @@ from torchvision.transforms.v2 import functional as F
 
 from detr_fast.data.coco import build_coco
 from detr_fast.data.images import ImageError, to_rgb
+from detr_fast.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from detr_fast.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     RandomShortSide,
     RandomSizeCrop,
     resized_size,
@@ -166,6 +165,20 @@ def test_image_alone():
     alone = val_transform(30, 100)(image)
     assert torch.equal(alone, val_transform(30, 100)(image, target)[0])
     assert train_transform((30,), 100, crop=(10, 20), crop_scales=(25,))(image).ndim == 3
+
+
+@pytest.mark.parametrize("short_side", [30, None])
+def test_images_that_are_normalised_elsewhere(short_side):
+    image, target = sample(61, 83, [[8, 6, 40, 30]])
+    image = tv_tensors.Image(torch.randint_like(image, 256))
+    expected, boxes = val_transform(short_side, 100)(image, target)
+    plain, found = val_transform(short_side, 100, normalised=False)(image, target)
+    assert (type(plain), plain.dtype) == (torch.Tensor, torch.uint8)
+    assert torch.equal(val_transform(None)(plain), expected)
+    assert boxes.keys() == found.keys()
+    assert all(torch.equal(boxes[name], found[name]) for name in boxes)
+    values = val_transform(short_side, 100, normalised=False)(F.to_dtype(image, scale=True))
+    assert values.dtype == torch.float32
 
 
 def test_native_resolution():

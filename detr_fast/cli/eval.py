@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         keep_freed_memory()
     try:
         loaded = load_for_detection(source, args.model, exact_batches=args.exact_batches)
-        dataset = _dataset(args, loaded)
+        dataset = _dataset(args, loaded, device)
         ground_truth = dataset.ground_truth()
         recipe = Recipe().with_known_fields(loaded.training_args)
         autocast = _AUTOCAST[args.amp]
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             model = Engine(model, args.precision, short_side=loaded.preprocess.short_side)
         figures = evaluate(
             model,
-            _loader(args, dataset, getattr(loaded.model, "exact_batches", False)),
+            _loader(args, dataset, device, getattr(loaded.model, "exact_batches", False)),
             CocoEvaluator(ground_truth, dataset.label_map),
             build_criterion(loaded.model, recipe).to(device),
             device,
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dataset(args: argparse.Namespace, loaded):
+def _dataset(args: argparse.Namespace, loaded, device):
     """The data in the model's own classes and at the size of its images."""
     from ..data.build import build_dataset
     from ..data.transforms import val_transform
@@ -149,7 +149,10 @@ def _dataset(args: argparse.Namespace, loaded):
         coco_path=args.coco_path,
         coco_panoptic_path=args.coco_panoptic_path,
         masks=isinstance(loaded.model, DETRSegmentation),
-        transform=val_transform(preprocess.short_side, preprocess.max_size),
+        # A GPU is sent bytes and normalises them itself.
+        transform=val_transform(
+            preprocess.short_side, preprocess.max_size, normalised=device.type != "cuda"
+        ),
         label_map=known,
         length=args.max_images if args.coco_path is None else None,
     )
@@ -175,7 +178,7 @@ def _mask_evaluator(args: argparse.Namespace, loaded, dataset):
     return MaskEvaluator(dataset, maps)
 
 
-def _loader(args: argparse.Namespace, dataset, exact_batches: bool):
+def _loader(args: argparse.Namespace, dataset, device, exact_batches: bool):
     from ..data.build import build_loader
     from ..training import distributed
 
@@ -183,6 +186,7 @@ def _loader(args: argparse.Namespace, dataset, exact_batches: bool):
         dataset,
         args.batch_size,
         num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
         distributed=distributed.is_distributed(),
         # Otherwise the order of the files is part of the published convention.
         buckets=exact_batches,

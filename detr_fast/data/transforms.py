@@ -23,9 +23,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from .images import to_rgb
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from .normalization import IMAGENET_MEAN, IMAGENET_STD
 
 TRAIN_SCALES = tuple(range(480, 801, 32))
 MAX_SIZE = 1333
@@ -71,18 +69,23 @@ def train_transform(
     return v2.Compose([*steps, *_normalisation()])
 
 
-def val_transform(short_side: int | None = 800, max_size: int | None = MAX_SIZE) -> v2.Compose:
+def val_transform(
+    short_side: int | None = 800, max_size: int | None = MAX_SIZE, *, normalised: bool = True
+) -> v2.Compose:
     """DETR's transform for validation and inference: one resize, nothing random.
 
     Args:
         short_side: in pixels; None keeps the native resolution.
         max_size: longest side in pixels, to which `short_side` yields; None sets no limit.
+        normalised: False leaves images as they are resized, uint8, or float32 in [0, 1] for
+            floating-point input, in any memory format, for a `Normalization` of whole batches.
 
     Raises:
         ValueError: a size below 1.
     """
     resize = [] if short_side is None else [RandomShortSide((short_side,), max_size)]
-    return v2.Compose([ToRGB(), *resize, *_normalisation()])
+    last = _normalisation() if normalised else [ToModelInput()]
+    return v2.Compose([ToRGB(), *resize, *last])
 
 
 def resized_size(
@@ -150,10 +153,7 @@ class RandomShortSide(_PairTransform):
         size = resized_size(height, width, chosen, self.max_size)
         if size == (height, width):
             return image, target
-        # The result is channels-last, which normalising walks slowly: reorder while it is 8-bit.
-        image = tv_tensors.wrap(
-            F.resize(image, list(size), antialias=True).contiguous(), like=image
-        )
+        image = F.resize(image, list(size), antialias=True)
         if "boxes" in target:
             enlargement = (size[0] / height) * (size[1] / width)
             target = {
@@ -213,6 +213,16 @@ class RandomSizeCrop(_PairTransform):
         return smallest + _random_index(largest - smallest + 1)
 
 
+class ToPlanes(_PairTransform):
+    """Brings an image, which resizing leaves channels-last, to the order (3, H, W) in memory.
+
+    Normalising walks that faster, and 8-bit values are the cheapest to reorder.
+    """
+
+    def apply_to(self, image, target: dict) -> tuple[Tensor, dict]:
+        return tv_tensors.wrap(image.contiguous(), like=image), target
+
+
 class ToModelInput(_PairTransform):
     """Plain tensors: boxes to cxcywh relative to the image, `size` from the image."""
 
@@ -230,6 +240,7 @@ class ToModelInput(_PairTransform):
 
 def _normalisation() -> list[nn.Module]:
     return [
+        ToPlanes(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(IMAGENET_MEAN, IMAGENET_STD, inplace=True),
         ToModelInput(),

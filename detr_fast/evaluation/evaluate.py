@@ -10,7 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..inference.postprocess import PostProcess
+from ..data.batching import NestedTensor
+from ..data.normalization import Normalization
+from ..inference.postprocess import PostProcess, on_host
+from ..models.padding import image_extents
 
 if TYPE_CHECKING:
     from .coco import CocoEvaluator
@@ -43,7 +46,9 @@ def evaluate(
 
     Args:
         model: takes a batch, gives `pred_logits`, `pred_boxes` and, if any, `aux_outputs`.
-        loader: iterable of (batch with `.to(device)`, list of targets as the data sets give them).
+        loader: iterable of (batch, list of targets as the data sets give them). Batches are
+            `NestedTensor`s or what else the model takes; `NestedTensor`s of uint8 are normalised on
+            the device. From page-locked memory they go there without being waited for.
         evaluator: takes the detections; its figures are the ones returned.
         criterion: if given, the loss statistics are computed too: a `SetCriterion`, or a module
             with its `forward`, `normalizer` and `total`.
@@ -75,19 +80,24 @@ def evaluate(
     modes = [(module, module.training) for root in roots for module in root.modules()]
     for root in roots:
         root.eval()
+    device = torch.device(device)
+    normalise = Normalization(device)
     postprocess = PostProcess()
     averages = _Averages()
     try:
         for batch, targets in _with_bar(loader, progress):
-            batch = batch.to(device)
-            with torch.autocast(torch.device(device).type, dtype=amp, enabled=amp is not None):
+            batch = _placed(batch, device, normalise)
+            with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
                 outputs = model(batch)
             if criterion is not None:
-                on_device = [{k: v.to(device) for k, v in target.items()} for target in targets]
+                on_device = [
+                    {k: v.to(device, non_blocking=device.type == "cuda") for k, v in target.items()}
+                    for target in targets
+                ]
                 averages.add(_loss_statistics(criterion, _in_float32(outputs), on_device))
             sizes = torch.stack([target["orig_size"] for target in targets])
             ids = [int(target["image_id"]) for target in targets]
-            detections = postprocess(outputs, sizes)
+            detections = on_host(postprocess(outputs, sizes))
             evaluator.update(dict(zip(ids, detections, strict=True)))
             if mask_evaluator is not None:
                 mask_evaluator.update(outputs, detections, targets, batch.tensors.shape[-2:])
@@ -100,6 +110,15 @@ def evaluate(
         mask_evaluator.synchronize()
         figures |= mask_evaluator.summarize()
     return {**figures, "losses": averages.over_processes()}
+
+
+def _placed(batch, device: torch.device, normalise: Normalization):
+    """A batch of a loader on the device, as the model takes it."""
+    batch = batch.to(device, non_blocking=device.type == "cuda")
+    if not isinstance(batch, NestedTensor) or batch.tensors.dtype != torch.uint8:
+        return batch
+    images = normalise(batch.tensors, image_extents(batch.mask))
+    return NestedTensor(images, batch.mask, checked=True)
 
 
 def _loss_statistics(criterion, outputs: dict, targets: list[dict]) -> dict[str, Tensor]:

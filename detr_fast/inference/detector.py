@@ -2,27 +2,22 @@
 
 import inspect
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torchvision import tv_tensors
 
-from ..data.buckets import size_buckets
-from ..data.transforms import resized_size, val_transform
+from ..data.transforms import resized_size
 from ..models.segmentation import DETRSegmentation
-from .engine import MAX_GRAPHS, Engine
-from .images import image_size, list_sources, read_image, to_pil
+from .batches import Batch, read_batches
+from .decoding import decode
+from .engine import MAX_GRAPHS, PRECISIONS, Engine
+from .images import list_sources
+from .inputs import Form, Inputs, input_path
 from .loading import Loaded, Preprocess, label_map_of, load_for_detection
-from .panoptic import PostProcessMasks, PostProcessPanoptic, confident_queries
-from .postprocess import PostProcess
-from .prefetch import read_ahead
+from .panoptic import PostProcessMasks, PostProcessPanoptic, is_confident, queries_where
 from .results import AttentionMaps, Detections
 from .verify import Parity, compare
 
@@ -32,7 +27,8 @@ class Detector:
 
     Args:
         model: a name of the zoo ("detr_resnet50", ...), whose weights are downloaded once; the
-            path or URL of a checkpoint; or a model, which is put in evaluation mode.
+            path or URL of a checkpoint; or a model, which is put in evaluation mode and takes what
+            `DETR.forward` takes: lists of images, on CUDA also tensors and `NestedTensor`s.
         device: where to run; the GPU if there is one, otherwise the CPU.
         name: the zoo's name of the model, for a file of weights that does not say it.
         precision: "fp32", "bf16" or "fp16" to detect with an `Engine`, which is faster and differs
@@ -88,8 +84,7 @@ class Detector:
         self.preprocess = preprocess or loaded.preprocess
         self._max_graphs = max_graphs
         self._engine = None if precision is None else self._new_engine(precision)
-        self._transform = val_transform(self.preprocess.short_side, self.preprocess.max_size)
-        self._postprocess = PostProcess()
+        self._inputs = input_path(self.preprocess, self.device)
         self.has_masks = isinstance(self.model, DETRSegmentation)
         self._masks = PostProcessMasks()
 
@@ -131,10 +126,13 @@ class Detector:
         self.model.eval()
         sources, several = list_sources(source)
         results: dict[int, Detections] = {}
-        for positions, images, batch in self._batches(sources, several, batch_size):
-            chunk = [sources[position] for position in positions]
-            found = self._predict_batch(chunk, images, batch, threshold, panoptic_threshold)
-            results.update(zip(positions, found, strict=True))
+        form = self._form()
+        if self._engine is not None and self.device.type == "cuda":
+            # What it would make of anything else.
+            form = Form(PRECISIONS[self._engine.precision], torch.channels_last)
+        for batch in self._batches(sources, several, batch_size, form):
+            found = self._predict_batch(batch, threshold, panoptic_threshold)
+            results.update(zip(batch.places, found, strict=True))
         return [results[i] for i in range(len(sources))] if several else results[0]
 
     @torch.inference_mode()
@@ -161,13 +159,12 @@ class Detector:
         if "return_attention" not in inspect.signature(self.model.forward).parameters:
             raise ValueError(f"{type(self.model).__name__} does not give its attention")
         self.model.eval()
-        image = _named(read_image, sources[0], None)
-        batch = self._batch([image])
+        (batch,) = self._batches(sources, several, 1, self._form())
         options = {"select": _no_queries} if self.has_masks else {}
-        outputs = self.model(batch, return_attention=True, **options)
-        ((detections, queries),) = self._detections(outputs, sources, [image], threshold)
+        outputs = self.model(batch.inputs.samples, return_attention=True, **options)
+        ((detections, queries),) = decode(outputs, batch, self.label_map, threshold)
         weights = outputs["attention"]["decoder"][-1, 0].mean(0).float().cpu()[queries]
-        height, width = batch[0].shape[1:]
+        height, width = batch.inputs.canvas
         stride = _stride((height, width), tuple(weights.shape[1:]))
         covered = (height / stride, width / stride)
         return AttentionMaps(detections, weights.numpy(), covered)
@@ -201,8 +198,9 @@ class Detector:
         sources, several = list_sources(source)
         if not sources:
             raise ValueError("there is no image to compare on")
-        batches = (batch for _, _, batch in self._batches(sources, several, batch_size))
-        return compare(self.model, engine, batches, threshold)
+        batches = self._batches(sources, several, batch_size, self._form())
+        samples = (batch.inputs.samples for batch in batches)
+        return compare(self.model, engine, samples, threshold)
 
     def warm_up(self, sizes: Iterable[tuple[int, int]], batch_size: int = 1) -> None:
         """Prepare the engine for images of some sizes, so that `predict` need not.
@@ -233,53 +231,35 @@ class Detector:
             short_side=self.preprocess.short_side,
         )
 
+    def _form(self) -> Form:
+        """Of the batches that the model takes."""
+        return Form(next(self.model.parameters()).dtype)
+
     def _batches(
-        self, sources: list, several: bool, batch_size: int
-    ) -> Iterator[tuple[list[int], list[tv_tensors.Image], list[Tensor]]]:
-        """Of each batch the positions in `sources`, the images as they are, and the inputs."""
-        places = range(len(sources))
-        if batch_size > 1 and getattr(self._engine or self.model, "exact_batches", False):
-            sizes = [_named(image_size, sources[i], i if several else None) for i in places]
-            batches = size_buckets(sizes, batch_size)
-        else:
-            batches = [list(places[i : i + batch_size]) for i in places[::batch_size]]
-
-        def read(place: int) -> tuple[tv_tensors.Image, Tensor]:
-            image = _named(read_image, sources[place], place if several else None)
-            return image, self._transform(image)
-
-        # The threads of torch are as many as the user grants.
-        threads = min(len(sources), torch.get_num_threads()) if len(sources) > 1 else 0
-        for batch, pairs in zip(batches, read_ahead(read, batches, threads), strict=True):
-            images, inputs = zip(*pairs, strict=True)
-            yield batch, list(images), self._inputs(inputs)
+        self, sources: list, several: bool, batch_size: int, form: Form
+    ) -> Iterator[Batch]:
+        alike = batch_size > 1 and getattr(self._engine or self.model, "exact_batches", False)
+        return read_batches(sources, several, batch_size, alike, self._inputs, form)
 
     def _predict_batch(
-        self,
-        sources: list,
-        images: list[tv_tensors.Image],
-        batch: list[Tensor],
-        threshold: float,
-        panoptic_threshold: float,
+        self, batch: Batch, threshold: float, panoptic_threshold: float
     ) -> list[Detections]:
         if not self.has_masks:
-            run = self._engine or self.model
-            outputs = run(batch)
-            return [found for found, _ in self._detections(outputs, sources, images, threshold)]
+            outputs = (self._engine or self.model)(batch.inputs.samples)
+            return [found for found, _ in decode(outputs, batch, self.label_map, threshold)]
         select = partial(_kept_queries, threshold=threshold, panoptic_threshold=panoptic_threshold)
-        outputs = self.model(batch, select=select)
-        found = self._detections(outputs, sources, images, threshold)
-        return self._with_masks(outputs, batch, found, panoptic_threshold)
+        outputs = self.model(batch.inputs.samples, select=select)
+        found = decode(outputs, batch, self.label_map, threshold)
+        return self._with_masks(outputs, batch.inputs, found, panoptic_threshold)
 
     def _with_masks(
         self,
         outputs,
-        batch: list[Tensor],
+        inputs: Inputs,
         found: list[tuple[Detections, Tensor]],
         panoptic_threshold: float,
     ) -> list[Detections]:
-        sizes = [tuple(image.shape[1:]) for image in batch]
-        canvas = tuple(max(side) for side in zip(*sizes, strict=True))
+        canvas, sizes = inputs.canvas, inputs.sizes
         originals = [detections.image_size for detections, _ in found]
         maps = PostProcessPanoptic(self.label_map, panoptic_threshold)(
             outputs, canvas, sizes, originals
@@ -296,46 +276,11 @@ class Detector:
             for (detections, _), own, panoptic in zip(found, masks, maps, strict=True)
         ]
 
-    def _batch(self, images: list[Tensor]) -> list[Tensor]:
-        return self._inputs(self._transform(image) for image in images)
-
-    def _inputs(self, transformed: Iterable[Tensor]) -> list[Tensor]:
-        dtype = next(self.model.parameters()).dtype
-        return [image.to(self.device, dtype) for image in transformed]
-
-    def _detections(
-        self, outputs, sources: list, images: list[Tensor], threshold: float
-    ) -> list[tuple[Detections, Tensor]]:
-        """What was found in each image, and the queries that found it, on the CPU."""
-        sizes = [tuple(image.shape[1:]) for image in images]
-        decoded = _on_host(self._postprocess(outputs, torch.tensor(sizes)))
-        found = []
-        for prediction, source, image in zip(decoded, sources, images, strict=True):
-            path = Path(source) if isinstance(source, str | os.PathLike) else None
-            queries = _certain(prediction, threshold, path)
-            indices = prediction["labels"][queries].tolist()
-            ids = [self.label_map.category_id(index) for index in indices]
-            detections = Detections(
-                boxes_xyxy=prediction["boxes"][queries].float().numpy(),
-                scores=prediction["scores"][queries].float().numpy(),
-                class_ids=np.array(ids, dtype=np.int64),
-                class_names=tuple(self.label_map.name(index) for index in indices),
-                image_size=tuple(image.shape[1:]),
-                path=path,
-                open_image=_opener(path, image),
-            )
-            found.append((detections, queries))
-        return found
-
 
 def _kept_queries(outputs, threshold: float, panoptic_threshold: float) -> list[Tensor]:
     """Queries that are shown as an object or as a segment, ascending, for each image."""
     objects = outputs["pred_logits"].softmax(-1)[..., :-1].amax(-1) >= threshold
-    kept = []
-    for own, segments in zip(objects, confident_queries(outputs, panoptic_threshold), strict=True):
-        own[segments] = True
-        kept.append(own.nonzero().flatten())
-    return kept
+    return queries_where(objects | is_confident(outputs, panoptic_threshold))
 
 
 def _no_queries(outputs) -> list[Tensor]:
@@ -344,34 +289,7 @@ def _no_queries(outputs) -> list[Tensor]:
 
 def _places(selected: Tensor, queries: Tensor) -> Tensor:
     """Where each of some queries stands among the selected ones, which are ascending."""
-    return torch.searchsorted(selected, queries.to(selected.device))
-
-
-def _on_host(decoded: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """What `PostProcess` gives, on the CPU, for which the host waits once a batch."""
-    joined = torch.stack(
-        [
-            torch.cat((own["boxes"], own["scores"][:, None], own["labels"][:, None]), 1)
-            for own in decoded
-        ]
-    ).cpu()
-    return [
-        {"boxes": own[:, :4], "scores": own[:, 4], "labels": own[:, 5].long()} for own in joined
-    ]
-
-
-def _certain(prediction: dict[str, Tensor], threshold: float, path: Path | None) -> Tensor:
-    """Queries of finite predictions with at least this score, most certain first."""
-    scores, boxes = prediction["scores"], prediction["boxes"]
-    finite = scores.isfinite() & boxes.isfinite().all(1)
-    if not finite.all():
-        warnings.warn(
-            f"{int((~finite).sum())} of the {len(finite)} predictions for {path or 'an image'} "
-            "are not finite and were left out: look at the weights, or at the 16-bit range",
-            stacklevel=5,
-        )
-    kept = torch.nonzero(finite & (scores >= threshold)).flatten()
-    return kept[scores[kept].argsort(descending=True, stable=True)]
+    return torch.searchsorted(selected, queries.to(selected.device, non_blocking=selected.is_cuda))
 
 
 def _stride(size: tuple[int, int], grid: tuple[int, int]) -> int:
@@ -388,22 +306,3 @@ def _stride(size: tuple[int, int], grid: tuple[int, int]) -> int:
 def _check_threshold(threshold: float) -> None:
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a probability in [0, 1]")
-
-
-def _named(read: Callable, source, position: int | None):
-    """What `read` makes of a source; its error says which image of a list it is about."""
-    try:
-        return read(source)
-    except ValueError as error:
-        if position is None or isinstance(source, str | os.PathLike):
-            raise
-        raise ValueError(f"image {position} of the list: {error}") from error
-
-
-def _opener(path: Path | None, image: Tensor) -> Callable[[], Image.Image]:
-    # Functions of modules, not closures, so that results can be sent to another process.
-    return partial(to_pil, image) if path is None else partial(_open, path)
-
-
-def _open(path: Path) -> Image.Image:
-    return to_pil(read_image(path))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.label_map import LabelMap
-from ..data.panoptic_png import VOID, write_panoptic_png
+from ..data.panoptic_png import write_panoptic_png
 
 # How much enlarged logits of masks may take at once.
 _BYTES_AT_ONCE = 256 << 20
@@ -56,9 +57,24 @@ def confident_queries(outputs: Mapping[str, Tensor], threshold: float = 0.85) ->
     Returns:
         For each image (n_i,) int64, ascending.
     """
+    return queries_where(is_confident(outputs, threshold))
+
+
+def is_confident(outputs: Mapping[str, Tensor], threshold: float) -> Tensor:
+    """Whether a query is one of `confident_queries`: (B, Q) bool."""
     scores, labels = _classify(outputs["pred_logits"])
-    keep = (labels < outputs["pred_logits"].shape[-1] - 1) & (scores > threshold)
-    return [own.nonzero().flatten() for own in keep]
+    return _is_confident(scores, labels, outputs, threshold)
+
+
+def queries_where(kept: Tensor) -> list[Tensor]:
+    """The queries that are kept, (B, Q) bool, for which the host waits once a batch.
+
+    Returns:
+        For each image (n_i,) int64, ascending, on the device of `kept`.
+    """
+    queries = [own.nonzero().flatten() for own in kept.cpu()]
+    joined = torch.cat(queries).to(kept.device, non_blocking=kept.is_cuda)
+    return list(joined.split([len(own) for own in queries]))
 
 
 class PostProcessMasks(nn.Module):
@@ -108,7 +124,7 @@ class PostProcessMasks(nn.Module):
 
 
 class PostProcessPanoptic(nn.Module):
-    """Panoptic maps (Carion et al., ECCV 2020, section 4.2).
+    """Panoptic maps (Carion et al., ECCV 2020, section 4.2); the host waits for them once a batch.
 
     Of the queries whose class is certain enough each pixel goes to the one with the largest mask
     logit. Segments of one class of stuff are one segment. Segments that end up with `smallest`
@@ -136,6 +152,8 @@ class PostProcessPanoptic(nn.Module):
         self.threshold = threshold
         self.smallest = smallest
         self.merge_stuff = merge_stuff
+        things = (label_map.is_thing(label) for label in range(len(label_map)))
+        self._is_stuff = torch.tensor([not thing for thing in things] + [False])
 
     @torch.no_grad()
     def forward(
@@ -160,79 +178,168 @@ class PostProcessPanoptic(nn.Module):
             A map for each image.
         """
         target_sizes = sizes if target_sizes is None else target_sizes
-        return [
-            self._one(*prediction, canvas, tuple(size), tuple(target))
-            for prediction, size, target in zip(
-                self._confident(outputs), sizes, target_sizes, strict=True
-            )
-        ]
-
-    def _confident(self, outputs) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Scores (n,), labels (n,) and masks (n, h, w) of each image."""
         scores, labels = _classify(outputs["pred_logits"])
-        confident = confident_queries(outputs, self.threshold)
+        confident = _is_confident(scores, labels, outputs, self.threshold)
         if "pred_masks" in outputs:
-            return [
-                (s[q], c[q], m[q])
-                for s, c, m, q in zip(scores, labels, outputs["pred_masks"], confident, strict=True)
-            ]
-        chosen = []
-        for i, (queries, masks) in enumerate(
-            zip(outputs["selected_queries"], outputs["selected_masks"], strict=True)
-        ):
-            rows = torch.isin(queries, confident[i])
-            own = queries[rows]
-            chosen.append((scores[i][own], labels[i][own], masks[rows]))
-        return chosen
+            masks, selected = outputs["pred_masks"], [slice(None)] * len(scores)
+        else:
+            masks, selected = outputs["selected_masks"], outputs["selected_queries"]
+        found = []
+        for i, (own, queries) in enumerate(zip(masks, selected, strict=True)):
+            query = Queries(scores[i][queries], labels[i][queries], confident[i][queries])
+            size, target = tuple(sizes[i]), tuple(target_sizes[i])
+            found.append(self._segmented(query, own, canvas, size, target))
+        return [self._described(segmented) for segmented in _on_host(found)]
 
-    def _one(
-        self, scores: Tensor, labels: Tensor, masks: Tensor, canvas: Size, size: Size, target: Size
-    ) -> PanopticMap:
-        labels, scores = labels.tolist(), scores.tolist()
-        queries = list(range(len(labels)))
-        while queries:
-            winners = _winners(masks[queries], canvas, size, target)
-            segments = self._segments([labels[q] for q in queries])
-            ids = torch.tensor(segments, device=winners.device)[winners]
-            areas = torch.bincount(ids.flatten(), minlength=len(queries)).tolist()
-            stay = [
-                areas[segment] > self.smallest and (self.merge_stuff or segment == place)
-                for place, segment in enumerate(segments)
-            ]
-            if all(stay):
-                return self._described(
-                    ids.cpu().numpy(),
-                    [
-                        (labels[queries[segment]], areas[segment], max(members))
-                        for segment, members in _grouped(segments, [scores[q] for q in queries])
-                    ],
-                )
-            queries = [q for q, stays in zip(queries, stay, strict=True) if stays]
-        return PanopticMap(np.full(target, VOID, dtype=np.int32), [])
+    def _segmented(
+        self, queries: "Queries", masks: Tensor, canvas: Size, size: Size, target: Size
+    ) -> "Segmented":
+        """The map of one image, made without looking at what is found.
 
-    def _segments(self, labels: list[int]) -> list[int]:
+        Without the small segments the others have what they had, and pixels of those: no further
+        one becomes small. So two rounds are enough where stuff is merged, and where it is not,
+        three: a query that loses those of its class in the first may be small in the second.
+        """
+        alive = queries.confident
+        places = torch.arange(len(alive), device=alive.device)
+        areas = torch.zeros_like(places)
+        ids = torch.zeros(target, dtype=torch.int64, device=alive.device)
+        if len(alive) == 0:
+            return Segmented(queries.scores, queries.labels, areas, ids)
+        segments = self._segments(queries, places)
+        for _ in range(2 if self.merge_stuff else 3):
+            chosen = _places_of(alive)
+            if len(chosen) == 0:
+                break
+            ids = segments[chosen[_winners(masks[chosen], canvas, size, target)]]
+            areas = _areas(ids, len(places))
+            before, alive = alive, alive & (areas > self.smallest)[segments]
+            if not self.merge_stuff:
+                alive &= segments == places
+            if _may_ask(alive) and torch.equal(alive, before):
+                break
+        members = (segments == places[:, None]) & alive
+        shown = members.any(1) & (areas > 0)
+        return Segmented(
+            torch.where(members, queries.scores, 0).amax(1),
+            queries.labels,
+            areas * shown,
+            (shown.cumsum(0) * shown)[ids],
+        )
+
+    def _segments(self, queries: "Queries", places: Tensor) -> Tensor:
         """The segment of each query: its own place, for stuff the first place of its class."""
-        first: dict[int, int] = {}
-        return [
-            place if self.label_map.is_thing(label) else first.setdefault(label, place)
-            for place, label in enumerate(labels)
-        ]
+        stuff = self._is_stuff.to(places.device, non_blocking=places.is_cuda)
+        # No-object, the label after the last, is not confident, whatever it is otherwise.
+        may_merge = queries.confident & stuff[queries.labels.clamp(max=len(stuff) - 1)]
+        same = (queries.labels[:, None] == queries.labels) & may_merge[:, None] & may_merge
+        return torch.where(same, places, places[:, None]).amin(1)
 
-    def _described(self, places: np.ndarray, segments: list[tuple]) -> PanopticMap:
-        """The map in ids from 1 on, and what each of them is."""
-        _, ids = np.unique(places, return_inverse=True)
+    def _described(self, found: "Segmented") -> PanopticMap:
+        """The map and what its ids, from 1 on, are."""
+        areas, labels, scores = found.areas.tolist(), found.labels.tolist(), found.scores.tolist()
+        shown = [place for place, area in enumerate(areas) if area > 0]
         info = [
             {
                 "id": number,
-                "category_id": self.label_map.category_id(label),
-                "isthing": int(self.label_map.is_thing(label)),
-                "area": area,
-                "score": score,
+                "category_id": self.label_map.category_id(labels[place]),
+                "isthing": int(self.label_map.is_thing(labels[place])),
+                "area": areas[place],
+                "score": scores[place],
             }
-            for number, (label, area, score) in enumerate(segments, start=1)
+            for number, place in enumerate(shown, start=1)
         ]
-        names = tuple(self.label_map.name(label) for label, _, _ in segments)
-        return PanopticMap((ids.reshape(places.shape) + 1).astype(np.int32), info, names)
+        names = tuple(self.label_map.name(labels[place]) for place in shown)
+        return PanopticMap(found.ids.numpy().astype(np.int32), info, names)
+
+
+class Queries(NamedTuple):
+    """Queries of one image that have masks.
+
+    Attributes:
+        scores: (n,), of the likeliest class, no-object included.
+        labels: (n,) int64, that class.
+        confident: (n,) bool, whether it is to be in the map.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    confident: Tensor
+
+
+class Segmented(NamedTuple):
+    """A panoptic map before it leaves the device.
+
+    Attributes:
+        scores: (n,), of the segment that begins with a query, the largest of its queries.
+        labels: (n,) integers, the class of each query.
+        areas: (n,) integers, of the segment that begins with a query, in pixels; 0 for none.
+        ids: (H, W) integers, the segment of each pixel, from 1 on; 0 is void.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    areas: Tensor
+    ids: Tensor
+
+
+def _on_host(found: list[Segmented]) -> list[Segmented]:
+    """The maps of a batch on the CPU, for which the host waits once."""
+    if not any(each.ids.is_cuda for each in found):
+        return found
+    # Scores travel as their bits.
+    parts = [
+        (scores.view(torch.int32), labels.int(), areas.int(), ids.int().flatten())
+        for scores, labels, areas, ids in found
+    ]
+    sizes = [len(part) for own in parts for part in own]
+    arrived = iter(torch.cat([part for own in parts for part in own]).cpu().split(sizes))
+    return [
+        Segmented(
+            next(arrived).clone().view(each.scores.dtype),
+            next(arrived),
+            next(arrived),
+            next(arrived).view(each.ids.shape),
+        )
+        for each in found
+    ]
+
+
+def _may_ask(x: Tensor) -> bool:
+    """Whether to look at what a tensor holds costs nothing: of a GPU the host would have to wait.
+
+    Where it does, work that turns out to be for nothing is the cheaper.
+    """
+    return not x.is_cuda
+
+
+def _places_of(alive: Tensor) -> Tensor:
+    """Where `alive` (n,) is True, ascending; in place of the others perhaps the first of these.
+
+    As long as the others must not be looked for, a query that comes several times stands for them,
+    which wins the pixels that it wins if it comes once.
+    """
+    if _may_ask(alive):
+        return alive.nonzero().flatten()
+    places = torch.arange(len(alive), device=alive.device)
+    return torch.where(alive, places, alive.byte().argmax())
+
+
+def _areas(ids: Tensor, count: int) -> Tensor:
+    """How many pixels each id below `count` has, (count,) int64."""
+    if _may_ask(ids):
+        return ids.flatten().bincount(minlength=count)
+    # bincount looks for the largest id.
+    each = torch.arange(count, device=ids.device)[:, None, None]
+    few = max(1, _BYTES_AT_ONCE // ids.numel())
+    return torch.cat([(ids == own).sum((1, 2)) for own in each.split(few)])
+
+
+def _is_confident(
+    scores: Tensor, labels: Tensor, outputs: Mapping[str, Tensor], threshold: float
+) -> Tensor:
+    no_object = outputs["pred_logits"].shape[-1] - 1
+    return (labels < no_object) & (scores > threshold)
 
 
 def _classify(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,10 +380,3 @@ def _nearest(masks: Tensor, size: Size, mode: str) -> Tensor:
     if tuple(masks.shape[-2:]) == tuple(size):
         return masks
     return F.interpolate(masks[None], size=tuple(int(side) for side in size), mode=mode)[0]
-
-
-def _grouped(segments: list[int], scores: list[float]) -> list[tuple[int, list[float]]]:
-    groups: dict[int, list[float]] = {}
-    for segment, score in zip(segments, scores, strict=True):
-        groups.setdefault(segment, []).append(score)
-    return sorted(groups.items())

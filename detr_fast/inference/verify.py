@@ -115,7 +115,7 @@ def compare(
     Args:
         model: the reference, in evaluation mode.
         engine: made of it.
-        batches: lists of normalised CHW images, on the device of both.
+        batches: as both take them, in the type of the model and on the device of both.
         threshold: least score of an object.
 
     Returns:
