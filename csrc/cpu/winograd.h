@@ -13,7 +13,7 @@ constexpr int64_t kOutputStep = 64, kChannelStep = 16;
 
 // Tiles that are multiplied at once, and most tiles of a call. More tiles take more memory, fewer
 // read the weights more often.
-constexpr int64_t kTileRows = 6, kMostTiles = 60;
+constexpr int64_t kTileRows = 6, kMostTiles = 48;
 
 // Inputs beyond the image are 0. A tile is 2x2 outputs that lie `dilation` apart; tiles are numbered
 // image by image and row by row, and those of a row from left to right, so that of each image

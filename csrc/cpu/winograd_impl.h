@@ -115,9 +115,11 @@ struct Winograd {
     }
   }
 
-  // `kTile` rows of inputs times the weights of one strip, [word of channels][output].
-  static void multiply(const Element* inputs, const uint32_t* weights, int64_t words,
-                       float* products) {
+  // `kTile` rows of inputs times the weights of one strip, [word of channels][output]. The weights
+  // that are `next` are on their way to the second cache meanwhile: in a large layer all of them
+  // have room only in the third.
+  static void multiply(const Element* inputs, const uint32_t* weights, const uint32_t* next,
+                       int64_t words, float* products) {
     const auto* row = reinterpret_cast<const char*>(inputs);
     const int64_t row_bytes = words * sizeof(uint32_t);
     __m512 sums[kTile][kStrip];
@@ -126,10 +128,13 @@ struct Winograd {
 #pragma GCC unroll 4
       for (int v = 0; v < kStrip; ++v) sums[t][v] = _mm512_setzero_ps();
     }
-    for (int64_t w = 0; w < words; ++w, row += sizeof(uint32_t), weights += kOutputStep) {
+    for (int64_t w = 0; w < words; ++w, row += sizeof(uint32_t)) {
       __m512i vectors[kStrip];
 #pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) vectors[v] = _mm512_loadu_si512(weights + v * kLanes);
+      for (int v = 0; v < kStrip; ++v, weights += kLanes, next += kLanes) {
+        vectors[v] = _mm512_loadu_si512(weights);
+        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+      }
 #pragma GCC unroll 6
       for (int t = 0; t < kTile; ++t) {
         int32_t word;
@@ -214,12 +219,17 @@ struct Winograd {
                   (rows - count) * channels * sizeof(Element));
     }
     const auto* weights = static_cast<const uint32_t*>(problem.weight);
+    const auto* end = weights + kPlanes * words * problem.outputs;
     for (int64_t o = 0; o < problem.outputs; o += kOutputStep) {
-      for (int p = 0; p < kPlanes; ++p, weights += words * kOutputStep) {
+      for (int p = 0; p < kPlanes; ++p) {
+        const uint32_t* next = weights + words * kOutputStep;
+        // Other tiles begin with the first ones.
+        if (next == end) next = static_cast<const uint32_t*>(problem.weight);
         for (int64_t t = 0; t < rows; t += kTile) {
-          multiply(storage.inputs + p * storage.input_plane + t * channels, weights, words,
+          multiply(storage.inputs + p * storage.input_plane + t * channels, weights, next, words,
                    storage.products + p * storage.product_plane + t * kOutputStep);
         }
+        weights = next;
       }
       for (int64_t t = 0; t < count; ++t) {
         transform_output(problem, corner_of(problem, first + t), o,
