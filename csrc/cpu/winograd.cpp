@@ -36,11 +36,11 @@ void run(const WinogradKernel& kernel, const WinogradProblem& problem) {
   const int64_t groups = (tiles + kTileRows - 1) / kTileRows;
   const int64_t threads = at::get_num_threads();
   const int64_t needed = (tiles + kMostTiles - 1) / kMostTiles;
-  // As many for each thread, and none without tiles.
+  // As many for each thread, but none that is empty.
   const int64_t blocks = std::min((needed + threads - 1) / threads * threads, groups);
   const auto start = [&](int64_t k) { return std::min(groups * k / blocks * kTileRows, tiles); };
-  const auto make_storage = [] { return Workspace(); };
-  for_each_problem(blocks, tiles * problem.outputs, make_storage, [&](int64_t k, Workspace& memory) {
+  const auto make_memory = [] { return Workspace(); };
+  for_each_problem(blocks, tiles * problem.outputs, make_memory, [&](int64_t k, Workspace& memory) {
     const int64_t first = start(k), count = start(k + 1) - first;
     kernel.convolve(problem, first, count, memory.reserve(kernel.bytes(problem, count)));
   });

@@ -8,16 +8,16 @@
 
 namespace detr_fast {
 
-// Outputs whose weights lie side by side, and what channels come in multiples of.
+// What outputs and channels come in multiples of; the weights of so many outputs lie side by side.
 constexpr int64_t kOutputStep = 64, kChannelStep = 16;
 
-// Tiles that are multiplied at once, and most tiles of a call. More tiles take more memory, fewer
-// read the weights more often.
+// Tiles that are multiplied at once, and most tiles of a call: more would take more memory, fewer
+// would read the weights more often.
 constexpr int64_t kTileRows = 6, kMostTiles = 48;
 
-// Inputs beyond the image are 0. A tile is 2x2 outputs that lie `dilation` apart; tiles are numbered
-// image by image and row by row, and those of a row from left to right, so that of each image
-// `dilation` rows of tiles cover 2 * dilation rows.
+// Inputs beyond the image are 0. A tile is 2x2 outputs that lie `dilation` apart, so that
+// `dilation` rows of tiles cover 2 * dilation rows of an image. Tiles are numbered image by image,
+// row by row and from left to right.
 struct WinogradProblem {
   const void* input;   // [images][height][width][channels]
   const void* weight;  // see detr_fast/reference/winograd.py

@@ -20,6 +20,7 @@ namespace DETR_FAST_CAPABILITY {
 constexpr int kLanes = 16;
 // 24 sums in registers hide the latency of the multiply-adds: 6 tiles by 4 vectors of outputs.
 constexpr int kTile = kTileRows, kStrip = kOutputStep / kLanes;
+static_assert(kChannelStep % kLanes == 0 && kOutputStep % kLanes == 0);
 // Transformed inputs of one tile, in a 4x4 grid.
 constexpr int kSide = 4, kPlanes = kSide * kSide;
 // Between two planes, so that they do not all fall into the same set of a cache.
@@ -97,8 +98,10 @@ struct Winograd {
       __m512 half[kSide][kSide];
 #pragma GCC unroll 4
       for (int j = 0; j < kSide; ++j) {
-        const __m512 first = Format::load(pixels[0][j] + c), second = Format::load(pixels[1][j] + c);
-        const __m512 third = Format::load(pixels[2][j] + c), fourth = Format::load(pixels[3][j] + c);
+        const __m512 first = Format::load(pixels[0][j] + c);
+        const __m512 second = Format::load(pixels[1][j] + c);
+        const __m512 third = Format::load(pixels[2][j] + c);
+        const __m512 fourth = Format::load(pixels[3][j] + c);
         half[0][j] = _mm512_sub_ps(first, third);
         half[1][j] = _mm512_add_ps(second, third);
         half[2][j] = _mm512_sub_ps(third, second);
