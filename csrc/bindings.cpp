@@ -8,7 +8,6 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
-#include "cpu/attention.h"
 #include "cpu/kernels.h"
 
 void bind_linear_sum_assignment(pybind11::module_& module);
@@ -25,11 +24,11 @@ std::string compiler() {
 #endif
 }
 
-// The names of torch's dtypes that attention has a kernel for on this CPU.
-std::vector<std::string> attention_dtypes() {
+// The names of torch's dtypes that attention and convolution have kernels for on this CPU.
+std::vector<std::string> inference_dtypes() {
   std::vector<std::string> names;
-  if (detr_fast::attention_kernel_float()) names.push_back("float32");
-  if (detr_fast::attention_kernel_bfloat16()) names.push_back("bfloat16");
+  if (detr_fast::cpu_uses_avx512()) names.push_back("float32");
+  if (detr_fast::cpu_uses_avx512bf16()) names.push_back("bfloat16");
   return names;
 }
 
@@ -40,7 +39,7 @@ pybind11::dict build_info() {
       "cxx_standard"_a = static_cast<long>(__cplusplus),
       "torch"_a = DETR_FAST_TORCH_VERSION,
       "cpu_capability"_a = detr_fast::cpu_kernels().capability,
-      "cpu_attention_dtypes"_a = attention_dtypes(),
+      "cpu_inference_dtypes"_a = inference_dtypes(),
 #ifdef _OPENMP
       "openmp"_a = true,
 #else

@@ -46,7 +46,7 @@ def operations() -> list[dict]:
     Returns:
         One dict an operation: `name`; `cpu` and `cuda`, each "extension kernel", "Triton kernel",
         "torch kernel" or "reference"; and `cpu_slow` and `cuda_slow`, why the faster kernel is not
-        there, None where it is, and on a CPU where torch has one of its own.
+        there, None where it is, and where torch has one of its own.
     """
     import torch
 
@@ -61,12 +61,14 @@ def operations() -> list[dict]:
         if not name.startswith("detr_fast::"):
             continue
         entry = {"name": name.removeprefix("detr_fast::")}
-        if entry["name"] in _library.TRITON_OPERATIONS:
-            installed = _library.triton_is_installed()
+        if entry["name"] in _library.TRITON_OPERATIONS | _library.TORCH_ELSEWHERE:
             compiled = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
             entry.update(cpu=_KERNEL if compiled else _TORCH, cpu_slow=None)
-            entry["cuda"] = _TRITON if installed else _TORCH
-            entry["cuda_slow"] = None if installed else "Triton is not installed"
+            entry.update(cuda=_TORCH, cuda_slow=None)
+            if entry["name"] in _library.TRITON_OPERATIONS:
+                installed = _library.triton_is_installed()
+                entry["cuda"] = _TRITON if installed else _TORCH
+                entry["cuda_slow"] = None if installed else "Triton is not installed"
             listed.append(entry)
             continue
         for key in ("CPU", "CUDA"):

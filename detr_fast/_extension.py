@@ -41,7 +41,7 @@ def build_info() -> dict:
         `cuda_reason` (why there are none), `cuda_toolkit` and `cuda_arch_list`; and, where the
         module is loaded, its `compiler`, `cxx_standard` (the value of `__cplusplus`), `openmp`,
         `cpu_capability` (the instruction set that the CPU kernels use here) and
-        `cpu_attention_dtypes` (those that attention has a kernel for here).
+        `cpu_inference_dtypes` (those that attention and convolution have kernels for here).
     """
     compiled, why_not = _load()
     info = {"version": __version__, "available": compiled is not None, "reason": why_not}

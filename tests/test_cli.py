@@ -209,7 +209,8 @@ def test_reader_that_leaves_early_is_no_traceback(tmp_path):
 # env
 
 TRITON_OPERATIONS = {"attention", "attention_backward"}
-OPERATIONS = {"linear_assignment", "matching_cost", *TRITON_OPERATIONS}
+TORCH_ELSEWHERE = {"winograd_convolution", "winograd_convolution_"}
+OPERATIONS = {"linear_assignment", "matching_cost", *TRITON_OPERATIONS, *TORCH_ELSEWHERE}
 
 
 def test_env_says_what_the_dispatcher_does(capsys):
@@ -227,6 +228,12 @@ def test_env_says_what_the_dispatcher_does(capsys):
         compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{name}", "CPU")
         assert entry["cpu"] == ("extension kernel" if compiled else "torch kernel")
         assert entry["cpu_slow"] is None
+    for name in sorted(TORCH_ELSEWHERE):
+        entry = listed.pop(name)
+        compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{name}", "CPU")
+        assert entry["cpu"] == ("extension kernel" if compiled else "torch kernel")
+        assert entry["cuda"] == "torch kernel"
+        assert entry["cpu_slow"] is entry["cuda_slow"] is None
     for name, entry in listed.items():
         for key in ("CPU", "CUDA"):
             kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"detr_fast::{name}", key)
@@ -251,7 +258,7 @@ def test_env_without_the_extension_says_why_each_operation_is_slow(tmp_path):
     operations = json.loads(done.stdout)["operations"]
     assert {entry["name"] for entry in operations} >= OPERATIONS
     for entry in operations:
-        if entry["name"] in TRITON_OPERATIONS:
+        if entry["name"] in TRITON_OPERATIONS | TORCH_ELSEWHERE:
             continue
         assert entry["cpu"] == entry["cuda"] == "reference"
         assert "DETR_FAST_EXTENSION=0" in entry["cpu_slow"]
@@ -265,7 +272,7 @@ BUILT = {
     "cxx_standard": 201703,
     "openmp": True,
     "cpu_capability": "avx512",
-    "cpu_attention_dtypes": ["float32", "bfloat16"],
+    "cpu_inference_dtypes": ["float32", "bfloat16"],
     "torch": "2.11.0",
     "cuda_kernels": True,
     "cuda_reason": None,

@@ -19,6 +19,7 @@ from detr_fast.inference.linear import FusedLinear
 from detr_fast.inference.packed import PackedWeights, beginning, onednn_takes
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
+from detr_fast.ops.winograd import winograd_is_faster
 
 MODELS = {
     "R50": ("detr_resnet50", {}),
@@ -263,11 +264,39 @@ def test_fused_convolution(onednn, relu, summand, monkeypatch):
     torch.testing.assert_close(actual, expected)
 
 
-def test_a_convolution_that_moves_forgets_its_packed_weights():
-    conv = nn.Conv2d(3, 5, 3, bias=False)
-    fused = FusedConvolution(conv, nn.BatchNorm2d(5).eval(), True, torch.float32)
-    x = torch.randn(2, 3, 9, 8).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("summand", [True, False])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_fused_convolution_by_winograd(relu, summand, dilation, monkeypatch):
+    conv = nn.Conv2d(16, 64, 3, padding=dilation, dilation=dilation, bias=False)
+    norm = nn.BatchNorm2d(64).eval()
+    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
+    if not winograd_is_faster(x, conv.weight, conv.stride, conv.padding, conv.dilation):
+        pytest.skip("oneDNN is as fast on this CPU")
+    with torch.no_grad():
+        expected = norm(conv(x))
+        other = torch.randn_like(expected) if summand else None
+        if summand:
+            expected += other
+        if relu:
+            expected.relu_()
+        fused = FusedConvolution(conv, norm, relu, torch.float32)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        monkeypatch.setattr(torch.nn.functional, "conv2d", partial(pytest.fail, "torch's"))
+        actual = fused(x, other)
+        assert (actual is other) == summand
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (16, 64)])
+def test_a_convolution_that_moves_forgets_its_packed_weights(inputs, outputs):
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    fused = FusedConvolution(conv, nn.BatchNorm2d(outputs).eval(), True, torch.float32)
+    x = torch.randn(2, inputs, 9, 8).to(memory_format=torch.channels_last)
     before = fused(x)
+    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert torch.equal(copied(x), before)
+    assert len(pickle.dumps(fused)) < 2 * fused.weight.nbytes + 10_000
     fused._apply(lambda tensor: 2 * tensor)
     torch.testing.assert_close(fused(x), 2 * before)
 

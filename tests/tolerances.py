@@ -68,3 +68,5 @@ ATTENTION_FLOAT32 = 1e-5
 # bits before they are multiplied; measured 5e-4 in float16 and 4e-3 in bfloat16.
 ATTENTION_FLOAT16 = 2e-3
 ATTENTION_BFLOAT16 = 2e-2
+# Winograd's convolution of order one in float64, another order of sums over 288 products.
+WINOGRAD_FLOAT64 = 1e-12

@@ -12,7 +12,6 @@
 #include <cstring>
 #include <limits>
 #include <optional>
-#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -20,23 +19,6 @@
 #include "parallel.h"
 
 namespace detr_fast {
-
-const AttentionKernel* attention_kernel_float() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (std::string_view(cpu_kernels().capability) == "avx512") return &avx512_attention();
-#endif
-  return nullptr;
-}
-
-const AttentionKernel* attention_kernel_bfloat16() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (attention_kernel_float() && __builtin_cpu_supports("avx512bf16")) {
-    return &avx512bf16_attention();
-  }
-#endif
-  return nullptr;
-}
-
 namespace {
 
 using Result = std::tuple<at::Tensor, at::Tensor>;
@@ -44,8 +26,11 @@ using Result = std::tuple<at::Tensor, at::Tensor>;
 const AttentionKernel* kernel_for(const at::Tensor& query, double dropout) {
   const int64_t size = query.size(3);
   if (dropout > 0 || size == 0 || size % kHeadSizeStep != 0 || size > kMostHeadSize) return nullptr;
-  if (query.scalar_type() == at::kFloat) return attention_kernel_float();
-  if (query.scalar_type() == at::kBFloat16) return attention_kernel_bfloat16();
+#if defined(__x86_64__) && defined(__GNUC__)
+  const auto dtype = query.scalar_type();
+  if (dtype == at::kFloat && cpu_uses_avx512()) return &avx512_attention();
+  if (dtype == at::kBFloat16 && cpu_uses_avx512bf16()) return &avx512bf16_attention();
+#endif
   return nullptr;
 }
 
@@ -148,7 +133,7 @@ Result attention(const at::Tensor& query, const at::Tensor& key, const at::Tenso
 }
 
 TORCH_LIBRARY_IMPL(detr_fast, CPU, m) {
-  if (attention_kernel_float()) m.impl("attention", attention);
+  if (cpu_uses_avx512()) m.impl("attention", attention);
 }
 
 }  // namespace

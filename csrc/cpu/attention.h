@@ -38,10 +38,6 @@ struct AttentionKernel {
   void (*attend)(const QueryBlock&, const HeadKeys&, const uint32_t* packed);
 };
 
-// The kernels of this CPU, null where there is none; they follow the choice of cpu_kernels().
-const AttentionKernel* attention_kernel_float();
-const AttentionKernel* attention_kernel_bfloat16();
-
 const AttentionKernel& avx512_attention();
 const AttentionKernel& avx512bf16_attention();
 

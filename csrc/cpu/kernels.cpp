@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <string_view>
 
 namespace detr_fast {
 namespace {
@@ -43,6 +44,16 @@ std::vector<const CpuKernels*> available_cpu_kernels() {
 const CpuKernels& cpu_kernels() {
   static const CpuKernels& chosen = choose();
   return chosen;
+}
+
+bool cpu_uses_avx512() { return std::string_view(cpu_kernels().capability) == "avx512"; }
+
+bool cpu_uses_avx512bf16() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return cpu_uses_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
 }
 
 }  // namespace detr_fast

@@ -80,6 +80,11 @@ std::vector<const CpuKernels*> available_cpu_kernels();
 // avx512, avx2 or portable.
 const CpuKernels& cpu_kernels();
 
+// Whether the choice is avx512, for the kernels of attention and convolution, which know no other;
+// and whether this CPU multiplies bfloat16 there, too.
+bool cpu_uses_avx512();
+bool cpu_uses_avx512bf16();
+
 const CpuKernels& portable_kernels();
 const CpuKernels& avx2_kernels();
 const CpuKernels& avx512_kernels();

@@ -69,8 +69,9 @@ def _built(build: dict) -> str:
 
 
 def _built_cpu(build: dict) -> str:
-    dtypes = " and ".join(build["cpu_attention_dtypes"]) or "no dtype"
-    return f"CPU kernels for {build['cpu_capability']}, that of attention for {dtypes}"
+    dtypes = " and ".join(build["cpu_inference_dtypes"]) or "no dtype"
+    kernels = f"CPU kernels for {build['cpu_capability']}"
+    return f"{kernels}, those of attention and convolution for {dtypes}"
 
 
 def _built_cuda(build: dict) -> str:

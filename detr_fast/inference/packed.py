@@ -1,4 +1,4 @@
-"""Weights in the order that oneDNN computes with, made once and not in every call."""
+"""Weights in the order that they are multiplied in, made once and not in every call."""
 
 import ctypes
 from collections.abc import Callable, Hashable
@@ -29,7 +29,7 @@ class PackedWeights(nn.Module):
 
     The order that oneDNN wants may depend on the size of what comes in, and weights in another it
     reorders in every call, which can take many times as long as the product itself. Orders are few,
-    and each is kept once.
+    and each is kept once. Other kernels have one order for all sizes.
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class PackedWeights(nn.Module):
         self._forget()
 
     def packed(self, size: Hashable, pack: Callable[[], Tensor]) -> Tensor:
-        """The packed weights for inputs of a size, made by `pack` when there are none."""
+        """oneDNN's weights for inputs of a size, made by `pack` when there are none."""
         weights = self._of_size.get(size)
         if weights is None:
             made = pack()
@@ -45,13 +45,25 @@ class PackedWeights(nn.Module):
             self._of_size.put(size, weights)
         return weights
 
+    def packed_for_all(self, pack: Callable[[], Tensor]) -> Tensor:
+        """Another kernel's weights for inputs of all sizes, made by `pack` when there are none."""
+        if self._of_every_size is None:
+            self._of_every_size = pack()
+        return self._of_every_size
+
     def _forget(self) -> None:
+        self._of_every_size: Tensor | None = None
         self._of_size: Recent[Hashable, Tensor] = Recent(_KEPT_SIZES)
         self._of_order: dict[bytes, Tensor] = {}
 
     def __getstate__(self) -> dict:
-        """Packed weights can be neither copied nor sent to another process."""
-        return {**self.__dict__, "_of_size": Recent(_KEPT_SIZES), "_of_order": {}}
+        """Those of oneDNN can be neither copied nor sent to another process; none are."""
+        return {
+            **self.__dict__,
+            "_of_every_size": None,
+            "_of_size": Recent(_KEPT_SIZES),
+            "_of_order": {},
+        }
 
     def _apply(self, *arguments, **options) -> "PackedWeights":
         """Where modules move; the packed weights are those of before."""

@@ -19,6 +19,9 @@ _library = torch.library.Library("detr_fast", "DEF")
 # Operations whose kernels on CUDA are in Triton; where there are none, torch has its own.
 TRITON_OPERATIONS: set[str] = set()
 
+# Operations that compute what one of torch's does, which is used where they have no kernel.
+TORCH_ELSEWHERE: set[str] = set()
+
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -70,9 +73,9 @@ def define_triton(module: str, *names: str) -> frozenset[str]:
     return frozenset({"cuda"})
 
 
-def compiled_attention_dtypes() -> frozenset[torch.dtype]:
-    """The dtypes that attention has a compiled kernel for on this CPU."""
-    names = _extension.build_info().get("cpu_attention_dtypes", ())
+def compiled_inference_dtypes() -> frozenset[torch.dtype]:
+    """The dtypes that attention and convolution have compiled kernels for on this CPU."""
+    names = _extension.build_info().get("cpu_inference_dtypes", ())
     return frozenset(getattr(torch, name) for name in names)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..reference import attention as reference
 from ._library import (
     check_floating,
-    compiled_attention_dtypes,
+    compiled_inference_dtypes,
     define,
     define_autograd,
     define_triton,
@@ -169,5 +169,5 @@ _backward_operation = define(
 )
 define_autograd("attention", _backward, _setup_context)
 
-_COMPILED_DTYPES = compiled_attention_dtypes()
+_COMPILED_DTYPES = compiled_inference_dtypes()
 _KERNEL_DEVICES = define_triton("attention", "attention", "attention_backward")
