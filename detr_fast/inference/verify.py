@@ -13,9 +13,9 @@ and results: twice in a convolution, 15 times in an encoder layer, 25 times in a
 deepest DETR has 100 convolutions and six layers of each kind, n = 440, so that predictions are off
 by 0.4 * 21 * 2^-p, or 8 * 2^-p. Sums and norms leave a relative error much as it is, and a sigmoid
 shrinks it; where a network magnifies it, 16 bits are not to be trusted with that network. A 3x3
-convolution in bf16 on a CPU may be off by twice as much, see `ops.winograd`; that leaves room: the
-error of logits of random models of up to 101 convolutions, measured with it and without, grew by at
-most a seventh, to 0.0075 where the limit is 0.031.
+convolution in bf16 on a CPU may be off by twice as much, see `ops.winograd`. That leaves room: of
+random models of up to 101 convolutions the error of ResNet-50's logits grew most, from 0.0066 to
+0.0075 where the limit is 0.031.
 """
 
 import math
