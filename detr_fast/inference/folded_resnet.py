@@ -5,8 +5,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..models.padding import strided
+from ..ops.resnet_stem import resnet_stem, resnet_stem_is_faster, resnet_stem_weight
 from ..ops.zero_outside import zero_outside_
 from .convolution import FusedConvolution
+from .packed import PackedWeights
 
 
 class FoldedResNet(nn.Module):
@@ -19,8 +21,7 @@ class FoldedResNet(nn.Module):
 
     def __init__(self, body: nn.Sequential, dtype: torch.dtype):
         super().__init__()
-        self.stem = FusedConvolution(body.conv1, body.bn1, True, dtype)
-        self.pool = body.maxpool
+        self.stem = _Stem(body, dtype)
         self.blocks = nn.ModuleList(
             _BLOCKS[type(block)](block, dtype) for stage in body[4:] for block in stage
         )
@@ -36,18 +37,33 @@ class FoldedResNet(nn.Module):
         Returns:
             Features (B, C, Hf, Wf), channels last.
         """
-        x = self.stem(images)
-        if extents is None:
-            x = self.pool(x)
-        else:
-            extents = strided(extents, self.stem.stride[0])
-            x = self.pool(zero_outside_(x, extents))
-            extents = strided(extents, self.pool.stride)
+        x = self.stem(images, extents)
+        if extents is not None:
+            extents = strided(extents, self.stem.stride)
         for block in self.blocks:
             x = block(x, extents)
             if extents is not None:
                 extents = strided(extents, block.stride)
         return x
+
+
+class _Stem(PackedWeights):
+    stride = 4
+
+    def __init__(self, body: nn.Sequential, dtype: torch.dtype):
+        super().__init__()
+        self.conv = FusedConvolution(body.conv1, body.bn1, True, dtype)
+        self.pool = body.maxpool
+
+    def forward(self, images: Tensor, extents: Tensor | None) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        if resnet_stem_is_faster(images, weight):
+            packed = self.packed_for_all(lambda: resnet_stem_weight(weight))
+            return resnet_stem(images, packed, bias, extents)
+        x = self.conv(images)
+        if extents is not None:
+            zero_outside_(x, strided(extents, self.conv.stride[0]))
+        return self.pool(x)
 
 
 class _Bottleneck(nn.Module):

@@ -1,0 +1,42 @@
+// The kernel of a ResNet's beginning for bfloat16 and AVX512-BF16.
+// What follows the target pragma is compiled for it; the standard library is included before.
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __clang__
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#endif
+
+#define DETR_FAST_CAPABILITY avx512bf16
+#include "number_avx512bf16.h"
+#include "stem_impl.h"
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace detr_fast {
+
+const StemKernel* avx512bf16_stem() {
+  static constexpr StemKernel kernel = avx512bf16::make_stem<avx512bf16::BFloat16>();
+  return &kernel;
+}
+
+}  // namespace detr_fast
+
+#endif
