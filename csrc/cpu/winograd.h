@@ -6,14 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "multiply.h"
+
 namespace detr_fast {
 
-// Outputs whose weights lie side by side, and what channels come in multiples of.
-constexpr int64_t kOutputStep = 64, kChannelStep = 16;
-
-// Tiles that are multiplied at once, and most tiles of a call. More tiles take more memory, fewer
-// read the weights more often.
-constexpr int64_t kTileRows = 6, kMostTiles = 48;
+// Most tiles of a call. More take more memory, fewer read the weights more often.
+constexpr int64_t kMostTiles = 48;
 
 // Inputs beyond the image are 0. A tile is 2x2 outputs that lie `dilation` apart; tiles are numbered
 // image by image and row by row, and those of a row from left to right, so that of each image
@@ -36,7 +34,7 @@ struct WinogradKernel {
   void (*convolve)(const WinogradProblem&, int64_t first, int64_t count, void* storage);
 };
 
-const WinogradKernel& avx512_winograd();
-const WinogradKernel& avx512bf16_winograd();
+const WinogradKernel* avx512_winograd();
+const WinogradKernel* avx512bf16_winograd();
 
 }  // namespace detr_fast
