@@ -17,6 +17,9 @@ constexpr int kLanes = 16;
 // 24 sums in registers hide the latency of the multiply-adds: 6 rows by 4 vectors of outputs.
 constexpr int kTile = kTileRows, kStrip = kOutputStep / kLanes;
 
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kWordsInLine = kLineBytes / sizeof(uint32_t);
+
 inline void prefetch(const void* from) {
   _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0);
 }
@@ -30,6 +33,7 @@ struct Multiply {
   using Element = typename Format::Element;
   using Sums = __m512[kTile][kStrip];
 
+  // What follows is inlined, so that the sums stay in registers.
   [[gnu::always_inline]] static inline void clear(Sums& sums) {
 #pragma GCC unroll 6
     for (int t = 0; t < kTile; ++t) {
@@ -38,8 +42,9 @@ struct Multiply {
     }
   }
 
-  // The rows times the weights of one strip, [word of channels][output]. `fetch(w)` is called
-  // before every word, to ask for what is needed next. Inlined, so that the sums stay in registers.
+  // The rows times the weights of one strip, [word of channels][output]. To ask for what is needed
+  // next, `fetch.line(w)` is called before the words of every line of the inputs, `fetch.word(w)`
+  // before every word.
   template <class Fetch>
   [[gnu::always_inline]] static inline void multiply(const Element* const (&rows)[kTile],
                                                      const uint32_t* weights, int64_t words,
@@ -53,21 +58,25 @@ struct Multiply {
   [[gnu::always_inline]] static inline void add_products(const Element* const (&rows)[kTile],
                                                          const uint32_t* weights, int64_t words,
                                                          const Fetch& fetch, Sums& sums) {
-    for (int64_t w = 0; w < words; ++w) {
-      fetch(w);
-      __m512i vectors[kStrip];
-#pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) {
-        vectors[v] = _mm512_loadu_si512(weights + w * kOutputStep + v * kLanes);
-      }
-#pragma GCC unroll 6
-      for (int t = 0; t < kTile; ++t) {
-        int32_t word;
-        std::memcpy(&word, rows[t] + w * Format::kInWord, sizeof(word));
-        const __m512i input = _mm512_set1_epi32(word);
+    for (int64_t line = 0; line < words; line += kWordsInLine) {
+      fetch.line(line);
+      const int64_t end = line + kWordsInLine < words ? line + kWordsInLine : words;
+      for (int64_t w = line; w < end; ++w) {
+        fetch.word(w);
+        __m512i vectors[kStrip];
 #pragma GCC unroll 4
         for (int v = 0; v < kStrip; ++v) {
-          sums[t][v] = Format::multiply_add(sums[t][v], input, vectors[v]);
+          vectors[v] = _mm512_loadu_si512(weights + w * kOutputStep + v * kLanes);
+        }
+#pragma GCC unroll 6
+        for (int t = 0; t < kTile; ++t) {
+          int32_t word;
+          std::memcpy(&word, rows[t] + w * Format::kInWord, sizeof(word));
+          const __m512i input = _mm512_set1_epi32(word);
+#pragma GCC unroll 4
+          for (int v = 0; v < kStrip; ++v) {
+            sums[t][v] = Format::multiply_add(sums[t][v], input, vectors[v]);
+          }
         }
       }
     }

@@ -5,8 +5,6 @@
 
 #include <immintrin.h>
 
-#include <cstdint>
-
 namespace detr_fast {
 namespace avx512 {
 

@@ -3,25 +3,21 @@
 import torch
 from torch import Tensor
 
+from ..reference import packed
 from ..reference import resnet_stem as reference
+from ._convolution import check_arguments, check_weight, kernel_is_faster
 from ._library import TORCH_ELSEWHERE, check_floating, define
-from .winograd import _FASTER_DTYPES
 
 
-def resnet_stem_is_faster(images: Tensor, weight: Tensor) -> bool:
+def resnet_stem_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether `resnet_stem` has a kernel for these images, faster than torch's operations.
 
     Args:
-        images: (B, 3, H, W).
+        x: (B, 3, H, W).
         weight: of the convolution, (O, 3, 7, 7), not packed.
     """
-    return (
-        images.is_cpu
-        and images.dtype == weight.dtype
-        and images.dtype in _FASTER_DTYPES
-        and tuple(weight.shape[1:]) == (reference.CHANNELS, reference.KERNEL, reference.KERNEL)
-        and weight.shape[0] % reference.OUTPUT_STEP == 0
-    )
+    kernel = (reference.CHANNELS, *reference.KERNEL)
+    return tuple(weight.shape[1:]) == kernel and kernel_is_faster(x, weight, reference.CHANNELS)
 
 
 def resnet_stem_weight(weight: Tensor) -> Tensor:
@@ -37,30 +33,24 @@ def resnet_stem_weight(weight: Tensor) -> Tensor:
         TypeError: `weight` is not floating point.
         ValueError: a shape that does not fit.
     """
-    check_floating("weight", weight)
-    kernel = (reference.CHANNELS, reference.KERNEL, reference.KERNEL)
-    if tuple(weight.shape[1:]) != kernel or weight.shape[0] % reference.OUTPUT_STEP != 0:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}: expected (O, 3, 7, 7), O a multiple of "
-            f"{reference.OUTPUT_STEP}."
-        )
+    check_weight(weight, reference.KERNEL, reference.CHANNELS)
+    if weight.shape[1] != reference.CHANNELS:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (O, 3, 7, 7).")
     return reference.resnet_stem_weight(weight)
 
 
-def resnet_stem(
-    images: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None = None
-) -> Tensor:
-    """`max_pool2d(relu(conv2d(images) + bias))`: 7x7 of stride 2, then 3x3 of stride 2.
+def resnet_stem(x: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None = None) -> Tensor:
+    """`max_pool2d(relu(conv2d(x) + bias))`: 7x7 of stride 2, then 3x3 of stride 2.
 
     Both are padded as in a ResNet (He et al. 2016, Table 1). Sums are in float32 or wider and
     rounded once, at the end. On a CPU with a kernel for the dtype what an image gives depends
     neither on the others nor on the number of threads. Not differentiable.
 
     Args:
-        images: (B, 3, H, W) of a pixel at least, floating point; fastest where channels last.
-        weight: what `resnet_stem_weight` gives, in the dtype of `images`.
+        x: (B, 3, H, W) of a pixel at least, floating point; fastest where channels last.
+        weight: what `resnet_stem_weight` gives, in the dtype of `x`.
         bias: (O,) in that dtype.
-        extents: (B, 2) int64 on the device of `images`, rows and columns of each image in pixels:
+        extents: (B, 2) int64 on the device of `x`, rows and columns of each image in pixels:
             beyond half of them, rounded up, the convolution counts as 0. None to let it count.
 
     Returns:
@@ -71,50 +61,39 @@ def resnet_stem(
         ValueError: shapes or devices that do not fit.
         RuntimeError: an argument takes part in a computation whose gradient is recorded.
     """
-    _check(images, weight, bias, extents)
-    return _operation(images, weight, bias, extents)
+    _check(x, weight, bias, extents)
+    return _operation(x, weight, bias, extents)
 
 
-def _check(images: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None) -> None:
-    check_floating("images", images)
-    if images.ndim != 4 or images.shape[1] != reference.CHANNELS or 0 in images.shape[2:]:
+def _check(x: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None) -> None:
+    check_floating("x", x)
+    if x.ndim != 4 or x.shape[1] != reference.CHANNELS or 0 in x.shape[2:]:
         raise ValueError(
-            f"images have shape {tuple(images.shape)}: expected (B, 3, H, W) with a pixel at least."
+            f"x has shape {tuple(x.shape)}: expected (B, 3, H, W) with a pixel at least."
         )
     strips = weight.shape[0] if weight.ndim else 0
-    step, dtype = reference.OUTPUT_STEP, images.dtype
-    expected = {
-        "weight": (strips, reference.words(dtype), step, reference.in_word(dtype)),
-        "bias": (strips * step,),
-        "extents": (images.shape[0], 2),
-    }
-    given = {"weight": weight, "bias": bias} | ({} if extents is None else {"extents": extents})
-    for name, tensor in given.items():
-        wanted = torch.int64 if name == "extents" else dtype
-        if tensor.dtype != wanted:
-            raise TypeError(f"{name} has dtype {tensor.dtype}: use {wanted}.")
-        if tensor.device != images.device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, images on {images.device}: use one device."
-            )
-        if tuple(tensor.shape) != expected[name]:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}: images {tuple(images.shape)} and weight "
-                f"{tuple(weight.shape)} need {expected[name]}."
-            )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (images, *given.values())):
-        raise RuntimeError("resnet_stem is not differentiable: use torch's own operations.")
+    step, word = packed.OUTPUT_STEP, packed.in_word(x.dtype)
+    expected = {"weight": (strips, reference.words(x.dtype), step, word), "bias": (strips * step,)}
+    check_arguments("resnet_stem", x, {"weight": weight, "bias": bias}, expected)
+    if extents is None:
+        return
+    if extents.dtype != torch.int64:
+        raise TypeError(f"extents have dtype {extents.dtype}: use int64.")
+    if extents.device != x.device:
+        raise ValueError(f"extents are on {extents.device}, x on {x.device}: use one device.")
+    if tuple(extents.shape) != (len(x), 2):
+        raise ValueError(f"extents have shape {tuple(extents.shape)}: expected {(len(x), 2)}.")
 
 
-def _fake(images: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None) -> Tensor:
-    sides = [(side + 3) // 4 for side in images.shape[2:]]
-    return images.new_empty((images.shape[0], bias.shape[0], *sides)).contiguous(
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None) -> Tensor:
+    sides = [(side + 3) // 4 for side in x.shape[2:]]
+    return x.new_empty((x.shape[0], bias.shape[0], *sides)).contiguous(
         memory_format=torch.channels_last
     )
 
 
 _operation = define(
-    "resnet_stem(Tensor images, Tensor weight, Tensor bias, Tensor? extents) -> Tensor",
+    "resnet_stem(Tensor x, Tensor weight, Tensor bias, Tensor? extents) -> Tensor",
     reference.resnet_stem,
     _fake,
 )
