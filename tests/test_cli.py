@@ -209,7 +209,9 @@ def test_reader_that_leaves_early_is_no_traceback(tmp_path):
 # env
 
 TRITON_OPERATIONS = {"attention", "attention_backward"}
-TORCH_ELSEWHERE = {"winograd_convolution", "winograd_convolution_"}
+TORCH_ELSEWHERE = {
+    f"{kind}_convolution{in_place}" for kind in ("pointwise", "winograd") for in_place in ("", "_")
+}
 OPERATIONS = {"linear_assignment", "matching_cost", *TRITON_OPERATIONS, *TORCH_ELSEWHERE}
 
 

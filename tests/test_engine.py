@@ -19,6 +19,7 @@ from detr_fast.inference.linear import FusedLinear
 from detr_fast.inference.packed import PackedWeights, beginning, onednn_takes
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
+from detr_fast.ops.pointwise import pointwise_is_faster
 from detr_fast.ops.winograd import winograd_is_faster
 
 MODELS = {
@@ -288,6 +289,30 @@ def test_fused_convolution_by_winograd(relu, summand, dilation, monkeypatch):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("summand", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_fused_convolution_by_pointwise(relu, summand, stride, monkeypatch):
+    conv = nn.Conv2d(16, 64, 1, stride=stride, bias=False)
+    norm = nn.BatchNorm2d(64).eval()
+    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
+    if not pointwise_is_faster(x, conv.weight, conv.stride, conv.padding):
+        pytest.skip("oneDNN is as fast on this CPU")
+    with torch.no_grad():
+        expected = norm(conv(x))
+        other = torch.randn_like(expected) if summand else None
+        if summand:
+            expected += other
+        if relu:
+            expected.relu_()
+        fused = FusedConvolution(conv, norm, relu, torch.float32)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        monkeypatch.setattr(torch.nn.functional, "conv2d", partial(pytest.fail, "torch's"))
+        actual = fused(x, other)
+        assert (actual is other) == summand
+    torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (16, 64)])
 def test_a_convolution_that_moves_forgets_its_packed_weights(inputs, outputs):
     conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
@@ -325,11 +350,15 @@ def test_weights_are_packed_for_each_size_and_kept_once_for_each_order():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_engine_packs_for_the_sizes_it_meets(precision):
+def test_an_engine_packs_for_the_sizes_it_meets(precision, monkeypatch):
     """What oneDNN would have to reorder in every call, 20 ms for half a million weights."""
     dtype = PRECISIONS[precision]
     if not onednn_takes(torch.empty(0, dtype=dtype)):
         pytest.skip(f"oneDNN does not multiply {precision} here")
+    for module in ("convolution", "linear"):
+        monkeypatch.setattr(
+            f"detr_fast.inference.{module}.pointwise_is_faster", lambda *arguments: False
+        )
     conv = nn.Conv2d(256, 1024, 1, bias=False)
     fused = FusedConvolution(conv, nn.BatchNorm2d(1024).eval(), True, dtype)
     linear = FusedLinear.of(nn.Linear(256, 2048), dtype)
@@ -362,6 +391,26 @@ def test_fused_linear(onednn, relu, shape, monkeypatch):
     torch.testing.assert_close(no_bias(x), x @ linear.weight.T)
     fused._apply(lambda tensor: 2 * tensor)
     torch.testing.assert_close(fused(x), 2 * expected)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("shape", [(2, 7, 16), (1, 16), (0, 16)])
+def test_fused_linear_by_pointwise(relu, shape, monkeypatch):
+    linear = nn.Linear(16, 64).requires_grad_(False)
+    x = torch.randn(2 * shape[0], *shape[1:])[::2]
+    if not pointwise_is_faster(x, linear.weight):
+        pytest.skip("oneDNN is as fast on this CPU")
+    expected = linear(x).relu() if relu else linear(x)
+    without = x @ linear.weight.T
+    fused = FusedLinear.of(linear, torch.float32, relu)
+    no_bias = FusedLinear(linear.weight, None, torch.float32)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.nn.functional, "linear", partial(pytest.fail, "torch's"))
+    torch.testing.assert_close(fused(x), expected)
+    torch.testing.assert_close(no_bias(x), without)
+    fused._apply(lambda tensor: 2 * tensor)
+    torch.testing.assert_close(fused(x), 2 * expected)
+    assert torch.equal(pickle.loads(pickle.dumps(fused))(x), fused(x))
 
 
 def test_what_cannot_be_made_fast_is_explained(monkeypatch):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fresh_process import run_python
 from torch import Tensor
 
-from detr_fast.ops import winograd as module
+from detr_fast.ops._convolution import FASTER_DTYPES
 from detr_fast.ops.winograd import (
     winograd_convolution,
     winograd_convolution_,
@@ -16,7 +16,7 @@ from detr_fast.ops.winograd import (
 )
 from detr_fast.reference import winograd as reference
 
-COMPILED = sorted(module._FASTER_DTYPES, key=str)
+COMPILED = sorted(FASTER_DTYPES, key=str)
 needs_kernel = pytest.mark.skipif(not COMPILED, reason="no kernel for this CPU")
 compiled_dtypes = pytest.mark.parametrize(
     "dtype", COMPILED or [pytest.param(None, marks=needs_kernel)], ids=str
@@ -312,8 +312,8 @@ def test_is_chosen_for_what_it_computes():
 )
 def test_no_kernel_where_the_instructions_are_not_wanted(capability, amx, dtypes, tmp_path):
     code = f"import torch; torch.cpu._is_amx_tile_supported = lambda: {amx}\n"
-    code += "from detr_fast.ops import winograd\n"
-    code += f"assert winograd._FASTER_DTYPES == {dtypes}\n"
+    code += "from detr_fast.ops import _convolution, winograd\n"
+    code += f"assert _convolution.FASTER_DTYPES == {dtypes}\n"
     code += "x, w = torch.ones(1, 16, 4, 4), torch.ones(64, 16, 3, 3)\n"
     code += "out = winograd.winograd_convolution(x, winograd.winograd_weight(w), torch.ones(64))\n"
     code += "assert out[..., 1:3, 1:3].eq(145).all()\n"

@@ -70,3 +70,5 @@ ATTENTION_FLOAT16 = 2e-3
 ATTENTION_BFLOAT16 = 2e-2
 # Winograd's convolution of order one in float64, another order of sums over 288 products.
 WINOGRAD_FLOAT64 = 1e-12
+# A 1x1 convolution of order one in float64, another order of sums over 32 products.
+POINTWISE_FLOAT64 = 1e-14

@@ -21,24 +21,18 @@
 
 #define DETR_FAST_CAPABILITY avx512
 #include "attention_impl.h"
+#include "number_avx512.h"
 
 namespace detr_fast {
 namespace avx512 {
 
-// A word is a float.
-struct Float {
-  using Element = float;
-  static constexpr int kInWord = 1;
-  static __m512 multiply_add(__m512 sum, __m512i a, __m512i b) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
-  }
+struct AttentionFloat : Float {
   static void pack_values(const float* const (&from)[1], int64_t d, uint32_t* to) {
     _mm512_storeu_ps(to, _mm512_loadu_ps(from[0] + d));
   }
   static void store_weights(const __m512 (&weight)[1], uint32_t* to) {
     _mm512_storeu_ps(to, weight[0]);
   }
-  static void store(__m512 a, float* to) { _mm512_storeu_ps(to, a); }
 };
 
 }  // namespace avx512
@@ -53,7 +47,7 @@ struct Float {
 namespace detr_fast {
 
 const AttentionKernel& avx512_attention() {
-  static constexpr AttentionKernel kernel = avx512::make_attention<avx512::Float>();
+  static constexpr AttentionKernel kernel = avx512::make_attention<avx512::AttentionFloat>();
   return kernel;
 }
 

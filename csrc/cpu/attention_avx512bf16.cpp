@@ -22,21 +22,12 @@
 
 #define DETR_FAST_CAPABILITY avx512bf16
 #include "attention_impl.h"
+#include "number_avx512bf16.h"
 
 namespace detr_fast {
 namespace avx512bf16 {
 
-// A word is a pair, the first number in the lower half.
-struct BFloat16 {
-  using Element = uint16_t;
-  static constexpr int kInWord = 2;
-  static __m512 multiply_add(__m512 sum, __m512i a, __m512i b) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-  }
-  static __m512i widened(const uint16_t* from) {
-    const auto* vector = reinterpret_cast<const __m256i*>(from);
-    return _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(vector));
-  }
+struct AttentionBFloat16 : BFloat16 {
   // Without a second row its halves are 0.
   static void pack_values(const uint16_t* const (&from)[2], int64_t d, uint32_t* to) {
     const __m512i second = from[1] ? widened(from[1] + d) : _mm512_setzero_si512();
@@ -45,9 +36,6 @@ struct BFloat16 {
   }
   static void store_weights(const __m512 (&weight)[2], uint32_t* to) {
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(weight[1], weight[0]));
-  }
-  static void store(__m512 a, uint16_t* to) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(a));
   }
 };
 
@@ -63,7 +51,8 @@ struct BFloat16 {
 namespace detr_fast {
 
 const AttentionKernel& avx512bf16_attention() {
-  static constexpr AttentionKernel kernel = avx512bf16::make_attention<avx512bf16::BFloat16>();
+  static constexpr AttentionKernel kernel =
+      avx512bf16::make_attention<avx512bf16::AttentionBFloat16>();
   return kernel;
 }
 

@@ -3,31 +3,22 @@
 
 #include "winograd.h"
 
-#include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/stack.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
-#include "kernels.h"
+#include "convolution.h"
 #include "parallel.h"
 
 namespace detr_fast {
 namespace {
 
-const WinogradKernel* kernel_for(const at::Tensor& x) {
+const WinogradKernel* kernel(const at::Tensor& x) {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (x.scalar_type() == at::kFloat && cpu_uses_avx512()) return &avx512_winograd();
-  if (x.scalar_type() == at::kBFloat16 && cpu_uses_avx512bf16()) return &avx512bf16_winograd();
-#endif
+  return kernel_for(x, avx512_winograd, avx512bf16_winograd);
+#else
   return nullptr;
-}
-
-// Runs the reference of an operation with the arguments that are on the stack.
-void call_reference(const char* operation, torch::jit::Stack& stack) {
-  c10::Dispatcher::singleton().findSchemaOrThrow(operation, "").callBoxedForDispatchKey(
-      c10::DispatchKey::CompositeExplicitAutograd, stack);
+#endif
 }
 
 // Divides the tiles into blocks of at most kMostTiles for whichever thread is free.
@@ -75,33 +66,26 @@ void convolve(const WinogradKernel& kernel, const at::Tensor& x, const at::Tenso
 
 at::Tensor winograd_convolution(const at::Tensor& x, const at::Tensor& weight,
                                 const at::Tensor& bias, int64_t dilation, bool relu) {
-  const WinogradKernel* kernel = kernel_for(x);
-  if (!kernel) {
-    torch::jit::Stack stack;
-    torch::jit::push(stack, x, weight, bias, dilation, relu);
-    call_reference("detr_fast::winograd_convolution", stack);
-    return stack[0].toTensor();
+  const WinogradKernel* found = kernel(x);
+  if (!found) {
+    const char* name = "detr_fast::winograd_convolution";
+    return call_reference(name, x, weight, bias, dilation, relu)[0].toTensor();
   }
-  const auto options = x.options().memory_format(at::MemoryFormat::ChannelsLast);
-  at::Tensor out = at::empty({x.size(0), bias.size(0), x.size(2), x.size(3)}, options);
-  convolve(*kernel, x, weight, bias, dilation, relu, false, out);
+  at::Tensor out = empty_outputs(x, {x.size(0), bias.size(0), x.size(2), x.size(3)});
+  convolve(*found, x, weight, bias, dilation, relu, false, out);
   return out;
 }
 
 void winograd_convolution_(at::Tensor& other, const at::Tensor& x, const at::Tensor& weight,
                            const at::Tensor& bias, int64_t dilation, bool relu) {
-  const WinogradKernel* kernel = kernel_for(x);
-  if (!kernel) {
-    torch::jit::Stack stack;
-    torch::jit::push(stack, other, x, weight, bias, dilation, relu);
-    call_reference("detr_fast::winograd_convolution_", stack);
-  } else if (other.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-    convolve(*kernel, x, weight, bias, dilation, relu, true, other);
-  } else {
-    at::Tensor sum = other.contiguous(at::MemoryFormat::ChannelsLast);
-    convolve(*kernel, x, weight, bias, dilation, relu, true, sum);
-    other.copy_(sum);
+  const WinogradKernel* found = kernel(x);
+  if (!found) {
+    call_reference("detr_fast::winograd_convolution_", other, x, weight, bias, dilation, relu);
+    return;
   }
+  add_in_place(other, [&](at::Tensor& sum) {
+    convolve(*found, x, weight, bias, dilation, relu, true, sum);
+  });
 }
 
 TORCH_LIBRARY_IMPL(detr_fast, CPU, m) {

@@ -6,14 +6,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "multiply.h"
+
 namespace detr_fast {
 
-// What outputs and channels come in multiples of; the weights of so many outputs lie side by side.
-constexpr int64_t kOutputStep = 64, kChannelStep = 16;
+// What channels come in multiples of.
+constexpr int64_t kChannelStep = 16;
 
-// Tiles that are multiplied at once, and most tiles of a call: more would take more memory, fewer
-// would read the weights more often.
-constexpr int64_t kTileRows = 6, kMostTiles = 48;
+// Most tiles of a call: more would take more memory, fewer would read the weights more often.
+constexpr int64_t kMostTiles = 48;
 
 // Inputs beyond the image are 0. A tile is 2x2 outputs that lie `dilation` apart, so that
 // `dilation` rows of tiles cover 2 * dilation rows of an image. Tiles are numbered image by image,
@@ -36,7 +37,7 @@ struct WinogradKernel {
   void (*convolve)(const WinogradProblem&, int64_t first, int64_t count, void* storage);
 };
 
-const WinogradKernel& avx512_winograd();
-const WinogradKernel& avx512bf16_winograd();
+const WinogradKernel* avx512_winograd();
+const WinogradKernel* avx512bf16_winograd();
 
 }  // namespace detr_fast

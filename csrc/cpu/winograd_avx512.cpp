@@ -19,24 +19,8 @@
 #endif
 
 #define DETR_FAST_CAPABILITY avx512
+#include "number_avx512.h"
 #include "winograd_impl.h"
-
-namespace detr_fast {
-namespace avx512 {
-
-// A word is a float.
-struct WinogradFloat {
-  using Element = float;
-  static constexpr int kInWord = 1;
-  static __m512 load(const float* from) { return _mm512_loadu_ps(from); }
-  static void store(__m512 a, float* to) { _mm512_storeu_ps(to, a); }
-  static __m512 multiply_add(__m512 sum, __m512i a, __m512i b) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
-  }
-};
-
-}  // namespace avx512
-}  // namespace detr_fast
 
 #ifdef __clang__
 #pragma clang attribute pop
@@ -46,9 +30,9 @@ struct WinogradFloat {
 
 namespace detr_fast {
 
-const WinogradKernel& avx512_winograd() {
-  static constexpr WinogradKernel kernel = avx512::make_winograd<avx512::WinogradFloat>();
-  return kernel;
+const WinogradKernel* avx512_winograd() {
+  static constexpr WinogradKernel kernel = avx512::make_winograd<avx512::Float>();
+  return &kernel;
 }
 
 }  // namespace detr_fast

@@ -5,26 +5,19 @@
 // [tiles, channels] by [channels, outputs], and the transform of what they gave. All of it stays in
 // the nearer caches but the weights, of which each product reads its own, one after another.
 //
-// Sums are in float32 and always in the same order: over the channels, then over the products. What
-// a tile gives depends neither on its place among the others nor on how many they are.
+// What a tile gives depends neither on its place among the others nor on how many they are.
 
 #pragma once
 
-#include <immintrin.h>
-
+#include "multiply_impl.h"
 #include "winograd.h"
 
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-constexpr int kLanes = 16;
-// 24 sums in registers hide the latency of the multiply-adds: 6 tiles by 4 vectors of outputs.
-constexpr int kTile = kTileRows, kStrip = kOutputStep / kLanes;
-static_assert(kChannelStep % kLanes == 0 && kOutputStep % kLanes == 0);
+static_assert(kChannelStep % kLanes == 0);
 // Transformed inputs of one tile, in a 4x4 grid.
 constexpr int kSide = 4, kPlanes = kSide * kSide;
-// Between two planes, so that they do not all fall into the same set of a cache.
-constexpr int64_t kLineBytes = 64;
 
 inline int64_t rows_for(int64_t tiles) { return (tiles + kTile - 1) / kTile * kTile; }
 
@@ -49,6 +42,7 @@ inline bool inside(const WinogradProblem& problem, int64_t y, int64_t x) {
 template <class Format>
 struct Winograd {
   using Element = typename Format::Element;
+  using Product = Multiply<Format>;
 
   // Where the parts of the storage lie: transformed inputs [plane][tile][channel], products
   // [plane][tile][output of a strip], and zeros in place of a pixel beyond the image.
@@ -61,6 +55,7 @@ struct Winograd {
 
     Storage(const WinogradProblem& problem, int64_t tiles, void* start) {
       const int64_t rows = rows_for(tiles);
+      // A line more, so that planes do not all fall into the same set of a cache.
       const int64_t input_bytes = rows * problem.channels * sizeof(Element) + kLineBytes;
       const int64_t product_bytes = rows * kOutputStep * sizeof(float) + kLineBytes;
       char* at = static_cast<char*>(start);
@@ -118,37 +113,26 @@ struct Winograd {
     }
   }
 
-  // `kTile` rows of inputs times the weights of one strip, [word of channels][output]. The weights
-  // that are `next` are on their way to the second cache meanwhile: in a large layer all of them
-  // have room only in the third.
+  // Asks for weights: in a large layer all of them have room only in the third cache.
+  struct FetchWeights {
+    const uint32_t* next;
+    void line(int64_t) const {}
+    void word(int64_t w) const {
+#pragma GCC unroll 4
+      for (int v = 0; v < kStrip; ++v) {
+        prefetch_to_second_cache(next + w * kOutputStep + v * kLanes);
+      }
+    }
+  };
+
+  // `kTile` rows of inputs times the weights of one strip; those that are `next` are on their way
+  // meanwhile.
   static void multiply(const Element* inputs, const uint32_t* weights, const uint32_t* next,
-                       int64_t words, float* products) {
-    const auto* row = reinterpret_cast<const char*>(inputs);
-    const int64_t row_bytes = words * sizeof(uint32_t);
-    __m512 sums[kTile][kStrip];
-#pragma GCC unroll 6
-    for (int t = 0; t < kTile; ++t) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) sums[t][v] = _mm512_setzero_ps();
-    }
-    for (int64_t w = 0; w < words; ++w, row += sizeof(uint32_t)) {
-      __m512i vectors[kStrip];
-#pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v, weights += kLanes, next += kLanes) {
-        vectors[v] = _mm512_loadu_si512(weights);
-        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-      }
-#pragma GCC unroll 6
-      for (int t = 0; t < kTile; ++t) {
-        int32_t word;
-        std::memcpy(&word, row + t * row_bytes, sizeof(word));
-        const __m512i input = _mm512_set1_epi32(word);
-#pragma GCC unroll 4
-        for (int v = 0; v < kStrip; ++v) {
-          sums[t][v] = Format::multiply_add(sums[t][v], input, vectors[v]);
-        }
-      }
-    }
+                       int64_t channels, float* products) {
+    const Element* rows[kTile];
+    for (int t = 0; t < kTile; ++t) rows[t] = inputs + t * channels;
+    typename Product::Sums sums;
+    Product::multiply(rows, weights, channels / Format::kInWord, FetchWeights{next}, sums);
 #pragma GCC unroll 6
     for (int t = 0; t < kTile; ++t) {
 #pragma GCC unroll 4
@@ -173,7 +157,7 @@ struct Winograd {
       }
     }
     const auto* bias = static_cast<const Element*>(problem.bias) + first_output;
-    const __m512 least = _mm512_set1_ps(problem.relu ? 0.0f : -INFINITY);
+    const __m512 least = Product::least(problem.relu);
     for (int64_t c = 0; c < kOutputStep; c += kLanes) {
       __m512 half[2][kSide];
 #pragma GCC unroll 4
@@ -198,13 +182,10 @@ struct Winograd {
     }
   }
 
-  static void finish(const WinogradProblem& problem, __m512 sum, __m512 shift, __m512 least,
+  // Nothing where the pixel lies beyond the image.
+  static void finish(const WinogradProblem& problem, __m512 sum, __m512 bias, __m512 least,
                      Element* pixel, int64_t c) {
-    if (!pixel) return;
-    sum = _mm512_add_ps(sum, shift);
-    if (problem.add) sum = _mm512_add_ps(sum, Format::load(pixel + c));
-    // The second operand is what the maximum gives for NaN.
-    Format::store(_mm512_maskz_max_ps(0xffff, least, sum), pixel + c);
+    if (pixel) Product::finish(sum, bias, problem.add, least, pixel + c);
   }
 
   static void convolve(const WinogradProblem& problem, int64_t first, int64_t count, void* start) {
@@ -229,7 +210,7 @@ struct Winograd {
         // Other tiles begin with the first ones.
         if (next == end) next = static_cast<const uint32_t*>(problem.weight);
         for (int64_t t = 0; t < rows; t += kTile) {
-          multiply(storage.inputs + p * storage.input_plane + t * channels, weights, next, words,
+          multiply(storage.inputs + p * storage.input_plane + t * channels, weights, next, channels,
                    storage.products + p * storage.product_plane + t * kOutputStep);
         }
         weights = next;

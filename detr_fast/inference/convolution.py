@@ -5,6 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from ..ops.pointwise import (
+    pointwise_convolution,
+    pointwise_convolution_,
+    pointwise_is_faster,
+    pointwise_weight,
+)
 from ..ops.winograd import (
     winograd_convolution,
     winograd_convolution_,
@@ -20,8 +26,9 @@ class FusedConvolution(PackedWeights):
     """`relu(norm(conv(x)) + other)` of trained modules that change no more.
 
     The normalisation is folded into weight and bias in float64, so that folding costs no precision
-    beyond the final type. cuDNN on a GPU; on a CPU Winograd's way of 3x3 where that is faster, else
-    oneDNN; where torch has neither, its own convolution, sum and ReLU one after another.
+    beyond the final type. cuDNN on a GPU; on a CPU own kernels for 3x3, by Winograd's way, and 1x1
+    where those are faster, else oneDNN; where torch has neither, its own convolution, sum and ReLU
+    one after another.
 
     Args:
         conv: without bias.
@@ -54,6 +61,8 @@ class FusedConvolution(PackedWeights):
             return self._by_cudnn(x, other, *geometry)
         if winograd_is_faster(x, self.weight, *geometry):
             return self._by_winograd(x, other)
+        if pointwise_is_faster(x, self.weight, self.stride, self.padding):
+            return self._by_pointwise(x, other)
         if onednn_takes(x):
             return self._by_onednn(x, other, *geometry)
         out = F.conv2d(x, self.weight, self.bias, *geometry)
@@ -75,6 +84,13 @@ class FusedConvolution(PackedWeights):
         if other is None:
             return winograd_convolution(*arguments)
         return winograd_convolution_(other, *arguments)
+
+    def _by_pointwise(self, x: Tensor, other: Tensor | None) -> Tensor:
+        weight = self.packed_for_all(lambda: pointwise_weight(self.weight))
+        arguments = (x, weight, self.bias, self.stride[0], self.relu)
+        if other is None:
+            return pointwise_convolution(*arguments)
+        return pointwise_convolution_(other, *arguments)
 
     def _by_onednn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
         weight = self.packed(

@@ -1,12 +1,12 @@
 """3x3 convolutions of stride 1 with bias, sum and ReLU, in fewer products than they have terms."""
 
-import torch
 from torch import Tensor
 
 from ..reference import winograd as reference
-from ._library import TORCH_ELSEWHERE, check_floating, compiled_inference_dtypes, define
+from ._convolution import check_problem, check_weight, empty_outputs, kernel_is_faster
+from ._library import TORCH_ELSEWHERE, define
 
-# What the channels that go in come in multiples of; those that come out, see the reference.
+# What the channels that go in come in multiples of.
 _CHANNEL_STEP = 16
 
 
@@ -30,15 +30,11 @@ def winograd_is_faster(
         stride, padding, dilation: down and to the right.
     """
     return (
-        x.is_cpu
-        and x.dtype == weight.dtype
-        and x.dtype in _FASTER_DTYPES
-        and tuple(weight.shape[2:]) == (3, 3)
+        tuple(weight.shape[2:]) == (3, 3)
         and tuple(stride) == (1, 1)
         and tuple(padding) == tuple(dilation)
         and dilation[0] == dilation[1]
-        and weight.shape[0] % reference.OUTPUT_STEP == 0
-        and weight.shape[1] % _CHANNEL_STEP == 0
+        and kernel_is_faster(x, weight, _CHANNEL_STEP)
     )
 
 
@@ -55,14 +51,7 @@ def winograd_weight(weight: Tensor) -> Tensor:
         TypeError: `weight` is not floating point.
         ValueError: a shape that does not fit.
     """
-    check_floating("weight", weight)
-    outputs, inputs = weight.shape[:2]
-    fits = outputs % reference.OUTPUT_STEP == 0 and inputs % _CHANNEL_STEP == 0
-    if weight.shape[2:] != (3, 3) or not fits:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}: expected (O, I, 3, 3), O a multiple of "
-            f"{reference.OUTPUT_STEP} and I of {_CHANNEL_STEP}."
-        )
+    check_weight(weight, (3, 3), _CHANNEL_STEP)
     return reference.winograd_weight(weight)
 
 
@@ -119,46 +108,16 @@ def winograd_convolution_(
 def _check(
     x: Tensor, weight: Tensor, bias: Tensor, dilation: int, other: Tensor | None = None
 ) -> None:
-    check_floating("x", x)
-    if x.ndim != 4 or x.shape[1] % _CHANNEL_STEP != 0:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}: expected (B, I, H, W), I a multiple of {_CHANNEL_STEP}."
-        )
-    images, inputs, height, width = x.shape
-    strips = weight.shape[0] if weight.ndim else 0
-    outputs, word = strips * reference.OUTPUT_STEP, reference.in_word(x.dtype)
-    expected = {
-        "weight": (strips, 16, inputs // word, reference.OUTPUT_STEP, word),
-        "bias": (outputs,),
-        "other": (images, outputs, height, width),
-    }
-    given = {"weight": weight, "bias": bias} | ({} if other is None else {"other": other})
-    for name, tensor in given.items():
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} has dtype {tensor.dtype}, x {x.dtype}: use one dtype.")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: use one device.")
-        if tuple(tensor.shape) != expected[name]:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}: x {tuple(x.shape)} and weight "
-                f"{tuple(weight.shape)} need {expected[name]}."
-            )
     if dilation < 1:
         raise ValueError(f"dilation is {dilation}: use 1 or more.")
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *given.values())):
-        raise RuntimeError(
-            "winograd_convolution is not differentiable: use torch.nn.functional.conv2d."
-        )
-
-
-def _fake(x: Tensor, weight: Tensor, bias: Tensor, dilation, relu) -> Tensor:
-    shape = (x.shape[0], bias.shape[0], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    check_problem("winograd_convolution", x, weight, bias, other, (16,), 1, _CHANNEL_STEP)
 
 
 _PROBLEM = "Tensor x, Tensor weight, Tensor bias, SymInt dilation, bool relu"
 _operation = define(
-    f"winograd_convolution({_PROBLEM}) -> Tensor", reference.winograd_convolution, _fake
+    f"winograd_convolution({_PROBLEM}) -> Tensor",
+    reference.winograd_convolution,
+    lambda x, weight, bias, dilation, relu: empty_outputs(x, bias, 1),
 )
 _in_place = define(
     f"winograd_convolution_(Tensor(a!) other, {_PROBLEM}) -> ()",
@@ -166,6 +125,3 @@ _in_place = define(
     lambda other, x, weight, bias, dilation, relu: None,
 )
 TORCH_ELSEWHERE.update({"winograd_convolution", "winograd_convolution_"})
-
-_AMX = {torch.bfloat16} if torch.cpu._is_amx_tile_supported() else set()
-_FASTER_DTYPES = compiled_inference_dtypes() - _AMX

@@ -9,17 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .packed import finished, packed, unpacked
+
 INPUTS = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B^T
 WEIGHTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
 OUTPUTS = ((1, 1, 1, 0), (0, 1, -1, -1))  # A^T
-
-# Outputs whose weights lie side by side.
-OUTPUT_STEP = 64
-
-
-def in_word(dtype: torch.dtype) -> int:
-    """How many numbers fill a word of 32 bits; 1 where one is longer."""
-    return max(1, 4 // dtype.itemsize)
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
@@ -29,16 +23,11 @@ def winograd_weight(weight: Tensor) -> Tensor:
         weight: (O, I, 3, 3).
 
     Returns:
-        (O / 64, 16, I / w, 64, w) in the dtype of `weight`, w being `in_word`.
+        (O / 64, 16, I / w, 64, w) in the dtype of `weight`, see `packed`.
     """
-    outputs, inputs = weight.shape[:2]
     matrix = torch.tensor(WEIGHTS, dtype=torch.float64, device=weight.device)
     transformed = torch.einsum("ia,ocab,jb->ijoc", matrix, weight.double(), matrix)
-    word = in_word(weight.dtype)
-    grouped = transformed.to(weight.dtype).reshape(
-        16, outputs // OUTPUT_STEP, OUTPUT_STEP, inputs // word, word
-    )
-    return grouped.permute(1, 0, 3, 2, 4).contiguous()
+    return packed(transformed.to(weight.dtype).flatten(0, 1))
 
 
 def tiles(x: Tensor, dilation: int) -> Tensor:
@@ -71,14 +60,14 @@ def winograd_convolution(
     x: Tensor, weight: Tensor, bias: Tensor, dilation: int, relu: bool
 ) -> Tensor:
     """`relu(conv(x) + bias)`; arguments and result as in `ops.winograd`."""
-    return _finished(_convolved(x, weight, bias, dilation), x.dtype, relu)
+    return finished(_convolved(x, weight, bias, dilation), x.dtype, relu)
 
 
 def winograd_convolution_(
     other: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dilation: int, relu: bool
 ) -> None:
     """`relu(conv(x) + bias + other)`, written to `other`."""
-    other.copy_(_finished(_convolved(x, weight, bias, dilation) + other, x.dtype, relu))
+    other.copy_(finished(_convolved(x, weight, bias, dilation) + other, x.dtype, relu))
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
@@ -87,19 +76,13 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor
     of_inputs, of_outputs = (
         torch.tensor(matrix, dtype=wide, device=x.device) for matrix in (INPUTS, OUTPUTS)
     )
-    by_channel = weight.permute(0, 3, 2, 4, 1).flatten(0, 1).flatten(1, 2)
     transformed = torch.einsum(
         "ik,bcpqyxkl,jl->bcpqyxij", of_inputs, tiles(x, dilation).to(wide), of_inputs
     )
     products = torch.einsum(
-        "bcpqyxij,ocij->bopqyxij",
+        "bcpqyxij,ijoc->bopqyxij",
         transformed.to(x.dtype).to(wide),
-        by_channel.unflatten(2, (4, 4)).to(wide),
+        unpacked(weight).unflatten(0, (4, 4)).to(wide),
     )
     outputs = torch.einsum("ik,bopqyxkl,jl->bopqyxij", of_outputs, products, of_outputs)
     return image(outputs, *x.shape[2:]) + bias.to(wide)[:, None, None]
-
-
-def _finished(total: Tensor, dtype: torch.dtype, relu: bool) -> Tensor:
-    total = total.relu() if relu else total
-    return total.to(dtype).contiguous(memory_format=torch.channels_last)
