@@ -189,6 +189,8 @@ def test_ignores_batch_and_threads(stride, dtype):
         assert torch.equal(alone[0], together[b])
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)
     few = pointwise_linear(rows[:40], laid_out, bias)
+    small, summand = x[:1, :, :5, :8], together[:1, :, :5, :8]
+    total = pointwise_convolution_(summand.clone(), small, laid_out, bias)
     threads = torch.get_num_threads()
     try:
         for other in (1, 2, 3, 7, 19):
@@ -196,6 +198,8 @@ def test_ignores_batch_and_threads(stride, dtype):
             assert torch.equal(pointwise_convolution(x, laid_out, bias, stride), together)
             assert torch.equal(pointwise_linear(rows, laid_out, bias)[:40], few)
             assert torch.equal(pointwise_linear(rows[:40], laid_out, bias), few)
+            summed = pointwise_convolution_(summand.clone(), small, laid_out, bias)
+            assert torch.equal(summed, total)
     finally:
         torch.set_num_threads(threads)
 

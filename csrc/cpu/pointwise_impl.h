@@ -2,7 +2,7 @@
 // stay in the second cache, the weights of a strip in the nearest ones, while every tile of the
 // block passes over them; bias, sum and ReLU follow in registers.
 //
-// Inputs and summands come from afar, and a tile takes no longer than they do: without asking for
+// Inputs and outputs come from afar, and a tile takes no longer than they do: without asking for
 // them ahead the products wait for memory.
 
 #pragma once
@@ -33,13 +33,9 @@ struct Pointwise {
   // `count` rows, to outputs that lie one after another; `rows` has those of the next tile, too.
   static void multiply(const PointwiseProblem& problem, const Element* const* rows, int64_t count,
                        int64_t strip, bool fetch_inputs, Element* to) {
-    if (problem.add) {
-      for (int64_t t = 0; t < count; ++t) {
-        const auto* summands = reinterpret_cast<const char*>(to + t * problem.outputs);
-        for (size_t at = 0; at < kOutputStep * sizeof(Element); at += kLineBytes) {
-          prefetch(summands + at);
-        }
-      }
+    for (int64_t t = 0; t < count; ++t) {
+      const auto* row = reinterpret_cast<const char*>(to + t * problem.outputs);
+      for (size_t at = 0; at < kOutputStep * sizeof(Element); at += kLineBytes) prefetch(row + at);
     }
     const int64_t words = problem.channels / Format::kInWord;
     const auto* weights = static_cast<const uint32_t*>(problem.weight);

@@ -10,9 +10,11 @@
 
 namespace detr_fast {
 
-// What channels come in multiples of, and most tiles of a call: more would take more memory, fewer
-// would read the weights more often.
-constexpr int64_t kChannelStep = 16, kMostTiles = 48;
+// What channels come in multiples of.
+constexpr int64_t kChannelStep = 16;
+
+// Most tiles of a call: more would take more memory, fewer would read the weights more often.
+constexpr int64_t kMostTiles = 48;
 
 // Inputs beyond the image are 0. A tile is 2x2 outputs that lie `dilation` apart, so that
 // `dilation` rows of tiles cover 2 * dilation rows of an image. Tiles are numbered image by image,

@@ -15,7 +15,7 @@
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-static_assert(kChannelStep % kLanes == 0 && kOutputStep % kLanes == 0);
+static_assert(kChannelStep % kLanes == 0);
 // Transformed inputs of one tile, in a 4x4 grid.
 constexpr int kSide = 4, kPlanes = kSide * kSide;
 
@@ -55,6 +55,7 @@ struct Winograd {
 
     Storage(const WinogradProblem& problem, int64_t tiles, void* start) {
       const int64_t rows = rows_for(tiles);
+      // A line more, so that planes do not all fall into the same set of a cache.
       const int64_t input_bytes = rows * problem.channels * sizeof(Element) + kLineBytes;
       const int64_t product_bytes = rows * kOutputStep * sizeof(float) + kLineBytes;
       char* at = static_cast<char*>(start);
@@ -118,7 +119,9 @@ struct Winograd {
     void line(int64_t) const {}
     void word(int64_t w) const {
 #pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) prefetch_to_second_cache(next + w * kOutputStep + v * kLanes);
+      for (int v = 0; v < kStrip; ++v) {
+        prefetch_to_second_cache(next + w * kOutputStep + v * kLanes);
+      }
     }
   };
 

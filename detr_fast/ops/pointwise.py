@@ -14,9 +14,10 @@ def pointwise_is_faster(
     """Whether `pointwise_convolution` or `pointwise_linear` computes a product faster than torch.
 
     They do on CPUs with AVX-512 in float32 and with AVX512-BF16 in bfloat16, but not in bfloat16 on
-    CPUs with AMX. Over the products of DETR-R50 they take 0.7 to 0.8 of the time of oneDNN's (two
-    cores of an AMD EPYC, Zen 5); other CPUs were not measured. Nothing here depends on the sizes of
-    images or on their number, so that one gets the same alone and in a batch.
+    CPUs with AMX. Over the 1x1 convolutions of DETR-R50 they take 0.75 to 0.9 of oneDNN's time, the
+    less the busier the memory is (two cores of an AMD EPYC, Zen 5); other CPUs were not measured.
+    Nothing here depends on the sizes of images or on their number, so that one gets the same alone
+    and in a batch.
 
     Args:
         x: (B, I, H, W) for a convolution, (..., I) for a linear layer.
