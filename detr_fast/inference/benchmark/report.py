@@ -9,9 +9,11 @@ from .implementations import REFERENCE
 
 _LEGEND = (
     "End to end is pre (read, resize, normalise, bring to the device), model and post (boxes in "
-    "pixels, on the CPU), one after another. FLOPs are those of the plain model. The roofline "
-    "gives each of its matrix products its arithmetic or its traffic, whichever takes longer, and "
-    "everything else no time. Peak memory is what a first call takes beside weights and images."
+    "pixels, on the CPU), one after another. FLOPs are those of the plain model, even where fewer "
+    "are computed. The roofline gives each of its matrix products its arithmetic, at the rate of "
+    "torch's product, or its traffic, whichever takes longer, and everything else no time; shares "
+    "beyond 100 % say that fewer products or faster ones are enough. Peak memory is what a first "
+    "call takes beside weights and images."
 )
 _PARTS = ("pre", "backbone", "encoder", "decoder", "heads", "post")
 
