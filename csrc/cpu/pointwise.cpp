@@ -13,14 +13,6 @@
 namespace detr_fast {
 namespace {
 
-PointwiseKernel kernel(const at::Tensor& x) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  return kernel_for(x, avx512_pointwise, avx512bf16_pointwise);
-#else
-  return nullptr;
-#endif
-}
-
 int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // Divides the pixels into blocks of at most kMostPixels for whichever thread is free; where they
@@ -66,7 +58,7 @@ void convolve(PointwiseKernel kernel, const at::Tensor& x, const at::Tensor& wei
 
 at::Tensor pointwise_convolution(const at::Tensor& x, const at::Tensor& weight,
                                  const at::Tensor& bias, int64_t stride, bool relu) {
-  const PointwiseKernel found = kernel(x);
+  const auto found = kernel_for(x, avx512_pointwise, avx512bf16_pointwise);
   if (!found) {
     const char* name = "detr_fast::pointwise_convolution";
     return call_reference(name, x, weight, bias, stride, relu)[0].toTensor();
@@ -79,7 +71,7 @@ at::Tensor pointwise_convolution(const at::Tensor& x, const at::Tensor& weight,
 
 void pointwise_convolution_(at::Tensor& other, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& bias, int64_t stride, bool relu) {
-  const PointwiseKernel found = kernel(x);
+  const auto found = kernel_for(x, avx512_pointwise, avx512bf16_pointwise);
   if (!found) {
     call_reference("detr_fast::pointwise_convolution_", other, x, weight, bias, stride, relu);
     return;

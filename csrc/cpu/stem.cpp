@@ -17,14 +17,6 @@ namespace {
 // twice.
 constexpr int64_t kBand = 16;
 
-const StemKernel* kernel(const at::Tensor& x) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  return kernel_for(x, avx512_stem, avx512bf16_stem);
-#else
-  return nullptr;
-#endif
-}
-
 // Divides each image into bands for whichever thread is free, as many for each thread.
 void run(const StemKernel& kernel, const StemProblem& problem, int64_t rows) {
   const int64_t threads = at::get_num_threads();
@@ -41,7 +33,7 @@ void run(const StemKernel& kernel, const StemProblem& problem, int64_t rows) {
 
 at::Tensor resnet_stem(const at::Tensor& images, const at::Tensor& weight, const at::Tensor& bias,
                        const std::optional<at::Tensor>& extents) {
-  const StemKernel* found = kernel(images);
+  const auto found = kernel_for(images, avx512_stem, avx512bf16_stem);
   if (!found) {
     const char* name = "detr_fast::resnet_stem";
     return call_reference(name, images, weight, bias, extents)[0].toTensor();

@@ -13,14 +13,6 @@
 namespace detr_fast {
 namespace {
 
-const WinogradKernel* kernel(const at::Tensor& x) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  return kernel_for(x, avx512_winograd, avx512bf16_winograd);
-#else
-  return nullptr;
-#endif
-}
-
 // Divides the tiles into blocks of at most kMostTiles for whichever thread is free.
 void run(const WinogradKernel& kernel, const WinogradProblem& problem) {
   const int64_t tiles = problem.images * problem.tile_rows * problem.tile_columns;
@@ -66,7 +58,7 @@ void convolve(const WinogradKernel& kernel, const at::Tensor& x, const at::Tenso
 
 at::Tensor winograd_convolution(const at::Tensor& x, const at::Tensor& weight,
                                 const at::Tensor& bias, int64_t dilation, bool relu) {
-  const WinogradKernel* found = kernel(x);
+  const auto found = kernel_for(x, avx512_winograd, avx512bf16_winograd);
   if (!found) {
     const char* name = "detr_fast::winograd_convolution";
     return call_reference(name, x, weight, bias, dilation, relu)[0].toTensor();
@@ -78,7 +70,7 @@ at::Tensor winograd_convolution(const at::Tensor& x, const at::Tensor& weight,
 
 void winograd_convolution_(at::Tensor& other, const at::Tensor& x, const at::Tensor& weight,
                            const at::Tensor& bias, int64_t dilation, bool relu) {
-  const WinogradKernel* found = kernel(x);
+  const auto found = kernel_for(x, avx512_winograd, avx512bf16_winograd);
   if (!found) {
     call_reference("detr_fast::winograd_convolution_", other, x, weight, bias, dilation, relu);
     return;

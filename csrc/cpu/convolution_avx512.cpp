@@ -1,5 +1,9 @@
-// The kernel of a ResNet's beginning for float32 and AVX-512.
+// The convolution kernels for float32 and AVX-512.
 // What follows the target pragma is compiled for it; the standard library is included before.
+
+#include "pointwise.h"
+#include "stem.h"
+#include "winograd.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -21,7 +25,9 @@
 
 #define DETR_FAST_CAPABILITY avx512
 #include "number_avx512.h"
+#include "pointwise_impl.h"
 #include "stem_impl.h"
+#include "winograd_impl.h"
 
 #ifdef __clang__
 #pragma clang attribute pop
@@ -31,10 +37,27 @@
 
 namespace detr_fast {
 
+PointwiseKernel avx512_pointwise() { return avx512::Pointwise<avx512::Float>::convolve; }
+
 const StemKernel* avx512_stem() {
   static constexpr StemKernel kernel = avx512::make_stem<avx512::Float>();
   return &kernel;
 }
+
+const WinogradKernel* avx512_winograd() {
+  static constexpr WinogradKernel kernel = avx512::make_winograd<avx512::Float>();
+  return &kernel;
+}
+
+}  // namespace detr_fast
+
+#else
+
+namespace detr_fast {
+
+PointwiseKernel avx512_pointwise() { return nullptr; }
+const StemKernel* avx512_stem() { return nullptr; }
+const WinogradKernel* avx512_winograd() { return nullptr; }
 
 }  // namespace detr_fast
 
