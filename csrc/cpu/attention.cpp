@@ -4,8 +4,6 @@
 #include "attention.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/stack.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -15,7 +13,7 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels.h"
+#include "kernel_choice.h"
 #include "parallel.h"
 
 namespace detr_fast {
@@ -23,15 +21,9 @@ namespace {
 
 using Result = std::tuple<at::Tensor, at::Tensor>;
 
-const AttentionKernel* kernel_for(const at::Tensor& query, double dropout) {
+bool fits_a_kernel(const at::Tensor& query, double dropout) {
   const int64_t size = query.size(3);
-  if (dropout > 0 || size == 0 || size % kHeadSizeStep != 0 || size > kMostHeadSize) return nullptr;
-#if defined(__x86_64__) && defined(__GNUC__)
-  const auto dtype = query.scalar_type();
-  if (dtype == at::kFloat && cpu_uses_avx512()) return &avx512_attention();
-  if (dtype == at::kBFloat16 && cpu_uses_avx512bf16()) return &avx512bf16_attention();
-#endif
-  return nullptr;
+  return dropout == 0 && size > 0 && size % kHeadSizeStep == 0 && size <= kMostHeadSize;
 }
 
 // Entries of a head side by side, as the kernels read them.
@@ -112,24 +104,17 @@ Result attend_all(const AttentionKernel& kernel, const at::Tensor& query, const 
   return {out, logsumexp};
 }
 
-Result reference(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                 const std::optional<at::Tensor>& extents, int64_t columns, double dropout,
-                 const std::optional<at::Tensor>& seed) {
-  static const c10::OperatorHandle operation =
-      c10::Dispatcher::singleton().findSchemaOrThrow("detr_fast::attention", "");
-  torch::jit::Stack stack;
-  torch::jit::push(stack, query, key, value, extents, columns, dropout, seed);
-  operation.callBoxedForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd, stack);
-  return {stack[0].toTensor(), stack[1].toTensor()};
-}
-
 Result attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                  const std::optional<at::Tensor>& extents, int64_t columns, double dropout,
                  const std::optional<at::Tensor>& seed) {
-  const AttentionKernel* kernel = kernel_for(query, dropout);
-  if (!kernel) return reference(query, key, value, extents, columns, dropout, seed);
-  return attend_all(*kernel, dense_heads(query), dense_heads(key), dense_heads(value), extents,
-                    columns);
+  const auto kernel = kernel_for(query, avx512_attention, avx512bf16_attention);
+  if (kernel && fits_a_kernel(query, dropout)) {
+    return attend_all(*kernel, dense_heads(query), dense_heads(key), dense_heads(value), extents,
+                      columns);
+  }
+  const auto results = call_reference("detr_fast::attention", query, key, value, extents, columns,
+                                      dropout, seed);
+  return {results[0].toTensor(), results[1].toTensor()};
 }
 
 TORCH_LIBRARY_IMPL(detr_fast, CPU, m) {

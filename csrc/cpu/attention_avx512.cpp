@@ -1,6 +1,8 @@
 // The attention kernel for float32 and AVX-512.
 // What follows the target pragma is compiled for it; the standard library is included before.
 
+#include "attention.h"
+
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <immintrin.h>
@@ -46,10 +48,18 @@ struct AttentionFloat : Float {
 
 namespace detr_fast {
 
-const AttentionKernel& avx512_attention() {
+const AttentionKernel* avx512_attention() {
   static constexpr AttentionKernel kernel = avx512::make_attention<avx512::AttentionFloat>();
-  return kernel;
+  return &kernel;
 }
+
+}  // namespace detr_fast
+
+#else
+
+namespace detr_fast {
+
+const AttentionKernel* avx512_attention() { return nullptr; }
 
 }  // namespace detr_fast
 

@@ -1,6 +1,8 @@
 // The attention kernel for bfloat16 and AVX512-BF16: products of pairs, summed in float32.
 // What follows the target pragma is compiled for it; the standard library is included before.
 
+#include "attention.h"
+
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <immintrin.h>
@@ -50,11 +52,19 @@ struct AttentionBFloat16 : BFloat16 {
 
 namespace detr_fast {
 
-const AttentionKernel& avx512bf16_attention() {
+const AttentionKernel* avx512bf16_attention() {
   static constexpr AttentionKernel kernel =
       avx512bf16::make_attention<avx512bf16::AttentionBFloat16>();
-  return kernel;
+  return &kernel;
 }
+
+}  // namespace detr_fast
+
+#else
+
+namespace detr_fast {
+
+const AttentionKernel* avx512bf16_attention() { return nullptr; }
 
 }  // namespace detr_fast
 

@@ -15,8 +15,9 @@ namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
 constexpr int kLanes = 16;
-// 24 sums in registers hide the latency of the multiply-adds: 6 queries by 4 vectors of keys.
-constexpr int kTile = 6, kStrip = 4;
+// 24 sums in registers hide the latency of the multiply-adds: 12 queries by 2 vectors of keys or of
+// the head.
+constexpr int kTile = 12, kStrip = 2;
 // Keys between two corrections of the sums; with their values they stay in the nearest caches while
 // every tile of the queries passes over them.
 constexpr int kKeyBlock = 256;
@@ -110,31 +111,32 @@ struct Attention {
     }
   }
 
-  // scores[query][key] of a tile of queries with `Vectors` vectors of keys.
+  // scores[query][key] of a tile of queries with `Vectors` vectors of keys. Not inlined, so that
+  // nothing else takes the registers of its sums.
   template <int Vectors>
-  static void score(const uint32_t* query, const uint32_t* keys, int64_t words, float* scores) {
+  [[gnu::noinline]] static void score(const uint32_t* query, const uint32_t* keys, int64_t words, float* scores) {
     __m512 sums[kTile][Vectors];
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int q = 0; q < kTile; ++q) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) sums[q][v] = _mm512_setzero_ps();
     }
     for (int64_t d = 0; d < words; ++d, query += kTile, keys += kLanes) {
       __m512i vectors[Vectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) vectors[v] = _mm512_loadu_si512(keys + v * words * kLanes);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
       for (int q = 0; q < kTile; ++q) {
         const __m512i word = _mm512_set1_epi32(static_cast<int>(query[q]));
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int v = 0; v < Vectors; ++v) {
           sums[q][v] = Format::multiply_add(sums[q][v], word, vectors[v]);
         }
       }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int q = 0; q < kTile; ++q) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) {
         _mm512_storeu_ps(scores + q * kKeyBlock + v * kLanes, sums[q][v]);
       }
@@ -150,7 +152,6 @@ struct Attention {
       v += some;
     };
     while (v + kStrip <= vectors) take(score<kStrip>, kStrip);
-    if (v + 2 <= vectors) take(score<2>, 2);
     if (v < vectors) take(score<1>, 1);
     // What the padding of the last vector scored counts for nothing.
     for (int64_t i = count; i < vectors * kLanes; ++i) {
@@ -158,17 +159,21 @@ struct Attention {
     }
   }
 
-  // Scores of one query to weights, exp2(scale * (score - highest)); returns what the sums up to
-  // here are to be multiplied with. The row of scores has room for a whole number of words.
-  static float weigh(float* scores, int64_t count, float scale, float& highest, float& sum,
+  // The highest of `before` and the scores of one query.
+  static float highest_score(const float* scores, int64_t count, float before) {
+    __m512 most = _mm512_set1_ps(before);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      most = _mm512_maskz_max_ps(0xffff, most, _mm512_loadu_ps(scores + i));
+    }
+    return highest_of(most);
+  }
+
+  // Scores of one query to weights, exp2(scale * (score - highest)), of which it returns the sum.
+  // The row of scores has room for a whole number of words.
+  static float weigh(const float* scores, int64_t count, float scale, float highest,
                      uint32_t* weights) {
     const int64_t vectors = round_up(count, kLanes) / kLanes;
-    __m512 most = _mm512_set1_ps(highest);
-    for (int64_t v = 0; v < vectors; ++v) {
-      most = _mm512_maskz_max_ps(0xffff, most, _mm512_loadu_ps(scores + v * kLanes));
-    }
-    const float now = highest_of(most);
-    const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(now);
+    const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(highest);
     __m512 total = _mm512_setzero_ps();
     for (int64_t v = 0; v < vectors; v += kInWord) {
       __m512 weight[kInWord];
@@ -182,21 +187,36 @@ struct Attention {
       }
       Format::store_weights(weight, weights + v / kInWord * kLanes);
     }
-    const float correction = _mm512_cvtss_f32(exp2(_mm512_set1_ps((highest - now) * scale)));
-    highest = now;
-    sum = sum * correction + sum_of(total);
-    return correction;
+    return sum_of(total);
+  }
+
+  // Weighs the scores of a tile of queries and brings their running maxima and sums up to date;
+  // `corrections` are what the sums of the values up to here are to be multiplied with. The maxima
+  // come first, for all: one search waits for its last steps, and the next has begun meanwhile.
+  static void weigh_block(const float* scores, int64_t count, float scale, float* highest,
+                          float* sum, uint32_t* weights, float* corrections) {
+    float now[kTile];
+    for (int q = 0; q < kTile; ++q) {
+      now[q] = highest_score(scores + q * kKeyBlock, count, highest[q]);
+    }
+    for (int q = 0; q < kTile; ++q) {
+      corrections[q] = _mm512_cvtss_f32(exp2(_mm512_set1_ps((highest[q] - now[q]) * scale)));
+      const float total =
+          weigh(scores + q * kKeyBlock, count, scale, now[q], weights + q * kKeyBlock);
+      sum[q] = sum[q] * corrections[q] + total;
+      highest[q] = now[q];
+    }
   }
 
   // Adds the values of a block of keys to `Vectors` vectors of the sums of a tile of queries.
   template <int Vectors>
-  static void add_values(const uint32_t* weights, const uint32_t* values, int64_t words,
+  [[gnu::noinline]] static void add_values(const uint32_t* weights, const uint32_t* values, int64_t words,
                          int64_t head_size, const float* corrections, float* out) {
     __m512 sums[kTile][Vectors];
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int q = 0; q < kTile; ++q) {
       const __m512 correction = _mm512_set1_ps(corrections[q]);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) {
         const __m512 before = _mm512_loadu_ps(out + q * head_size + v * kLanes);
         sums[q][v] = _mm512_mul_ps(before, correction);
@@ -204,20 +224,20 @@ struct Attention {
     }
     for (int64_t i = 0; i < words; ++i, values += head_size) {
       __m512i vectors[Vectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) vectors[v] = _mm512_loadu_si512(values + v * kLanes);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
       for (int q = 0; q < kTile; ++q) {
         const __m512i word = _mm512_set1_epi32(static_cast<int>(weights[q * kKeyBlock + i]));
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int v = 0; v < Vectors; ++v) {
           sums[q][v] = Format::multiply_add(sums[q][v], word, vectors[v]);
         }
       }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int q = 0; q < kTile; ++q) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) {
         _mm512_storeu_ps(out + q * head_size + v * kLanes, sums[q][v]);
       }
@@ -232,7 +252,6 @@ struct Attention {
       d += some * kLanes;
     };
     while (d + kStrip * kLanes <= head_size) take(add_values<kStrip>, kStrip);
-    if (d + 2 * kLanes <= head_size) take(add_values<2>, 2);
     if (d < head_size) take(add_values<1>, 1);
   }
 
@@ -266,10 +285,8 @@ struct Attention {
       for (int64_t t = 0; t < tiles; ++t) {
         score_block(queries + t * words * kTile, packed + i * words, words, count, scores);
         float corrections[kTile];
-        for (int q = 0; q < kTile; ++q) {
-          corrections[q] = weigh(scores + q * kKeyBlock, count, scale, state.highest[t * kTile + q],
-                                 state.sum[t * kTile + q], weights + q * kKeyBlock);
-        }
+        weigh_block(scores, count, scale, state.highest + t * kTile, state.sum + t * kTile, weights,
+                    corrections);
         add_block(weights, values + i / kInWord * size, round_up(count, kInWord) / kInWord, size,
                   corrections, state.values + t * kTile * size);
       }

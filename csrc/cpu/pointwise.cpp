@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "convolution.h"
+#include "kernel_choice.h"
 #include "parallel.h"
 
 namespace detr_fast {
