@@ -187,7 +187,9 @@ def test_stands_in_a_graph(dtype):
 @needs_kernel
 def test_is_chosen_for_what_it_computes():
     images, weight = torch.zeros(1, 3, 9, 9), torch.zeros(64, 3, 7, 7)
-    assert resnet_stem_is_faster(images, weight)
+    one, two, three = (1, 1), (2, 2), (3, 3)
+    convolution, maximum = (two, three, one), (three, two, one, one, False, False)
+    assert resnet_stem_is_faster(images, weight, convolution, maximum)
     for other in (
         (images, weight[:32]),
         (images, weight[..., :3, :3]),
@@ -197,14 +199,27 @@ def test_is_chosen_for_what_it_computes():
         (images.half(), weight.half()),
         (images, weight.bfloat16()),
     ):
-        assert not resnet_stem_is_faster(*other)
+        assert not resnet_stem_is_faster(*other, convolution, maximum)
+    for other in ((one, three, one), (two, two, one), (two, three, two), ((2, 1), three, one)):
+        assert not resnet_stem_is_faster(images, weight, other, maximum)
+    for other in (
+        None,
+        (two, two, one, one, False, False),
+        (three, one, one, one, False, False),
+        (three, two, (1, 0), one, False, False),
+        (three, two, one, two, False, False),
+        (three, two, one, one, True, False),
+        (three, two, one, one, False, True),
+    ):
+        assert not resnet_stem_is_faster(images, weight, convolution, other)
 
 
 @needs_kernel
 def test_no_kernel_where_the_instructions_are_not_wanted(tmp_path):
     code = "import torch\nfrom detr_fast.ops import resnet_stem as stem\n"
     code += "x, w = torch.ones(1, 3, 9, 9), torch.ones(64, 3, 7, 7)\n"
-    code += "assert not stem.resnet_stem_is_faster(x, w)\n"
+    code += "windows = stem.reference.CONVOLUTION, stem.reference.MAXIMUM\n"
+    code += "assert not stem.resnet_stem_is_faster(x, w, *windows)\n"
     code += "out = stem.resnet_stem(x, stem.resnet_stem_weight(w), torch.ones(64))\n"
     code += "assert out.max() == 148\n"
     done = run_python(code, tmp_path, DETR_FAST_CPU_CAPABILITY="avx2")

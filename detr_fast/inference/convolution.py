@@ -45,6 +45,11 @@ class FusedConvolution(PackedWeights):
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.relu = relu
 
+    @property
+    def geometry(self) -> tuple:
+        """Stride, padding and dilation, each down and to the right."""
+        return self.stride, self.padding, self.dilation
+
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Runs it.
 
@@ -56,7 +61,7 @@ class FusedConvolution(PackedWeights):
         Returns:
             (B, O, H', W'), channels last.
         """
-        geometry = (self.stride, self.padding, self.dilation)
+        geometry = self.geometry
         if x.is_cuda:
             return self._by_cudnn(x, other, *geometry)
         if winograd_is_faster(x, self.weight, *geometry):

@@ -9,15 +9,25 @@ from ._convolution import check_arguments, check_weight, kernel_is_faster
 from ._library import TORCH_ELSEWHERE, check_floating, define
 
 
-def resnet_stem_is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether `resnet_stem` has a kernel for these images, faster than torch's operations.
+def resnet_stem_is_faster(
+    x: Tensor, weight: Tensor, convolution: tuple, maximum: tuple | None
+) -> bool:
+    """Whether `resnet_stem` computes how a network begins, and faster than torch's operations do.
 
     Args:
-        x: (B, 3, H, W).
-        weight: of the convolution, (O, 3, 7, 7), not packed.
+        x: (B, I, H, W).
+        weight: of the convolution, (O, I, h, w), not packed.
+        convolution: its stride, padding and dilation, each down and to the right.
+        maximum: what `max_pool2d` takes after its input: kernel, stride, padding and dilation, each
+            down and to the right, `ceil_mode` and `return_indices`; None where something else
+            follows.
     """
-    kernel = (reference.CHANNELS, *reference.KERNEL)
-    return tuple(weight.shape[1:]) == kernel and kernel_is_faster(x, weight, reference.CHANNELS)
+    return (
+        tuple(weight.shape[1:]) == (reference.CHANNELS, *reference.KERNEL)
+        and convolution == reference.CONVOLUTION
+        and maximum == reference.MAXIMUM
+        and kernel_is_faster(x, weight, reference.CHANNELS)
+    )
 
 
 def resnet_stem_weight(weight: Tensor) -> Tensor:
