@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import tolerances
 import torch
+from cpu_kernels import needs_kernel
 from random_models import model_with_statistics
 from torch import nn
 
@@ -19,8 +20,6 @@ from detr_fast.inference.linear import FusedLinear
 from detr_fast.inference.packed import PackedWeights, beginning, onednn_takes
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
-from detr_fast.ops.pointwise import pointwise_is_faster
-from detr_fast.ops.winograd import winograd_is_faster
 
 MODELS = {
     "R50": ("detr_resnet50", {}),
@@ -252,65 +251,44 @@ def test_folding_keeps_float64():
 def test_fused_convolution(onednn, relu, summand, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     conv = nn.Conv2d(3, 5, 3, stride=2, padding=2, dilation=2, bias=False)
-    norm = nn.BatchNorm2d(5).eval()
-    x = torch.randn(2, 3, 9, 8).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        expected = norm(conv(x))
-        other = torch.randn_like(expected) if summand else None
-        if summand:
-            expected += other
-        if relu:
-            expected.relu_()
-        actual = FusedConvolution(conv, norm, relu, torch.float32)(x, other)
-    torch.testing.assert_close(actual, expected)
+    fused, x, other, expected = fused_convolution(conv, relu, summand)
+    torch.testing.assert_close(fused(x, other), expected)
 
 
+OWN_KERNELS = {
+    "3x3": {"kernel_size": 3, "padding": 1},
+    "3x3 dilated": {"kernel_size": 3, "padding": 2, "dilation": 2},
+    "1x1": {"kernel_size": 1},
+    "1x1 of stride 2": {"kernel_size": 1, "stride": 2},
+}
+
+
+@needs_kernel
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("summand", [True, False])
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_fused_convolution_by_winograd(relu, summand, dilation, monkeypatch):
-    conv = nn.Conv2d(16, 64, 3, padding=dilation, dilation=dilation, bias=False)
-    norm = nn.BatchNorm2d(64).eval()
-    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
-    if not winograd_is_faster(x, conv.weight, conv.stride, conv.padding, conv.dilation):
-        pytest.skip("oneDNN is as fast on this CPU")
-    with torch.no_grad():
-        expected = norm(conv(x))
-        other = torch.randn_like(expected) if summand else None
-        if summand:
-            expected += other
-        if relu:
-            expected.relu_()
-        fused = FusedConvolution(conv, norm, relu, torch.float32)
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-        monkeypatch.setattr(torch.nn.functional, "conv2d", partial(pytest.fail, "torch's"))
-        actual = fused(x, other)
-        assert (actual is other) == summand
+@pytest.mark.parametrize("kernel", OWN_KERNELS)
+def test_fused_convolution_by_own_kernels(kernel, relu, summand, monkeypatch):
+    conv = nn.Conv2d(16, 64, bias=False, **OWN_KERNELS[kernel])
+    fused, x, other, expected = fused_convolution(conv, relu, summand)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", partial(pytest.fail, "torch's"))
+    actual = fused(x, other)
+    assert (actual is other) == summand
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("summand", [True, False])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_fused_convolution_by_pointwise(relu, summand, stride, monkeypatch):
-    conv = nn.Conv2d(16, 64, 1, stride=stride, bias=False)
-    norm = nn.BatchNorm2d(64).eval()
-    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
-    if not pointwise_is_faster(x, conv.weight, conv.stride, conv.padding):
-        pytest.skip("oneDNN is as fast on this CPU")
-    with torch.no_grad():
-        expected = norm(conv(x))
-        other = torch.randn_like(expected) if summand else None
-        if summand:
-            expected += other
-        if relu:
-            expected.relu_()
-        fused = FusedConvolution(conv, norm, relu, torch.float32)
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-        monkeypatch.setattr(torch.nn.functional, "conv2d", partial(pytest.fail, "torch's"))
-        actual = fused(x, other)
-        assert (actual is other) == summand
-    torch.testing.assert_close(actual, expected)
+@torch.no_grad()
+def fused_convolution(conv: nn.Conv2d, relu: bool, summand: bool):
+    """A convolution with its norm, inputs, a summand or None, and what the modules make of them."""
+    norm = nn.BatchNorm2d(conv.out_channels).eval()
+    x = torch.randn(2, conv.in_channels, 9, 8).to(memory_format=torch.channels_last)
+    expected = norm(conv(x))
+    other = torch.randn_like(expected) if summand else None
+    if summand:
+        expected += other
+    if relu:
+        expected.relu_()
+    return FusedConvolution(conv, norm, relu, torch.float32), x, other, expected
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (16, 64)])
@@ -393,13 +371,12 @@ def test_fused_linear(onednn, relu, shape, monkeypatch):
     torch.testing.assert_close(fused(x), 2 * expected)
 
 
+@needs_kernel
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("shape", [(2, 7, 16), (1, 16), (0, 16)])
-def test_fused_linear_by_pointwise(relu, shape, monkeypatch):
+def test_fused_linear_by_own_kernel(relu, shape, monkeypatch):
     linear = nn.Linear(16, 64).requires_grad_(False)
     x = torch.randn(2 * shape[0], *shape[1:])[::2]
-    if not pointwise_is_faster(x, linear.weight):
-        pytest.skip("oneDNN is as fast on this CPU")
     expected = linear(x).relu() if relu else linear(x)
     without = x @ linear.weight.T
     fused = FusedLinear.of(linear, torch.float32, relu)

@@ -5,12 +5,12 @@ import copy
 import pytest
 import tolerances
 import torch
+from cpu_kernels import needs_kernel
 from random_models import model_with_statistics
 from torch import Tensor, nn
 
 from detr_fast.inference.folded_resnet import FoldedResNet
 from detr_fast.models.padded_resnet import padded_resnet
-from detr_fast.ops._convolution import FASTER_DTYPES
 from detr_fast.ops.zero_outside import zero_outside
 
 # What begins the network: the options of its first convolution, 7x7 and 64 channels wide, and what
@@ -80,7 +80,7 @@ def test_images_in_a_batch_have_the_features_that_they_have_alone(stem):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(not FASTER_DTYPES, reason="no kernel for this CPU")
+@needs_kernel
 @pytest.mark.parametrize("stem", STEMS)
 def test_only_what_begins_like_a_resnet_begins_with_one_operation(stem):
     folded = FoldedResNet(a_body(stem), torch.float32)
