@@ -62,7 +62,7 @@ class FusedConvolution(PackedWeights):
             (B, O, H', W'), channels last.
         """
         geometry = self.geometry
-        if x.is_cuda:
+        if x.is_cuda and self.relu:
             return self._by_cudnn(x, other, *geometry)
         if winograd_is_faster(x, self.weight, *geometry):
             return self._by_winograd(x, other)
@@ -76,8 +76,6 @@ class FusedConvolution(PackedWeights):
         return out.relu_() if self.relu else out
 
     def _by_cudnn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
-        if not self.relu:
-            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation)
         arguments = (self.bias, stride, padding, dilation, 1)
         if other is None:
             return torch.cudnn_convolution_relu(x, self.weight, *arguments)
