@@ -245,6 +245,17 @@ def test_folding_keeps_float64():
     torch.testing.assert_close(actual, norm(conv(x)), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": True}, {"groups": 3}, {"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}],
+    ids=str,
+)
+def test_what_cannot_be_folded_is_refused(options):
+    conv = nn.Conv2d(3, 6, 3, **{"bias": False, **options})
+    with pytest.raises(ValueError, match="cannot fold Conv2d"):
+        folded(conv, nn.BatchNorm2d(6).eval())
+
+
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("summand", [True, False])

@@ -31,10 +31,13 @@ class FusedConvolution(PackedWeights):
     one after another.
 
     Args:
-        conv: without bias.
+        conv: as `folded` takes it.
         norm: what follows it, in evaluation mode.
         relu: whether a ReLU follows.
         dtype: of the weights and of what comes in and goes out.
+
+    Raises:
+        ValueError: as `folded`.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: Norm, relu: bool, dtype: torch.dtype):
@@ -113,9 +116,16 @@ class FusedConvolution(PackedWeights):
 
 @torch.no_grad()
 def folded(conv: nn.Conv2d, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Weight (O, I, h, w) and bias (O,) in float64 of a convolution and the norm behind it."""
-    if conv.bias is not None or conv.groups != 1:
-        raise ValueError(f"cannot fold {conv}: it has a bias or groups")
+    """Weight (O, I, h, w) and bias (O,) in float64 of a convolution and the norm behind it.
+
+    Raises:
+        ValueError: the convolution has a bias, groups, or a padding other than a number of zeros.
+    """
+    zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if conv.bias is not None or conv.groups != 1 or not zeros:
+        raise ValueError(
+            f"cannot fold {conv}: it has a bias, groups, or a padding other than a number of zeros"
+        )
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     bias = norm.bias.double() - norm.running_mean.double() * scale
     return conv.weight.double() * scale[:, None, None, None], bias
