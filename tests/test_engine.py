@@ -328,11 +328,11 @@ def test_weights_are_packed_for_each_size_and_kept_once_for_each_order():
         return lambda: made.append(weights) or weights
 
     kept = PackedWeights()
-    assert kept.packed((1, 8), pack(packed)) is packed
-    assert kept.packed((1, 8), pack(different)) is packed
-    assert kept.packed((1, 9), pack(same)) is packed
-    assert kept.packed((2, 8), pack(different)) is different
-    assert kept.packed((1, 9), pack(different)) is packed
+    assert kept.packed_for_size((1, 8), pack(packed)) is packed
+    assert kept.packed_for_size((1, 8), pack(different)) is packed
+    assert kept.packed_for_size((1, 9), pack(same)) is packed
+    assert kept.packed_for_size((2, 8), pack(different)) is different
+    assert kept.packed_for_size((1, 9), pack(different)) is packed
     assert [
         weights is each for weights, each in zip(made, (packed, same, different), strict=True)
     ] == [True] * 3
@@ -358,11 +358,11 @@ def test_an_engine_packs_for_the_sizes_it_meets(precision, monkeypatch):
         best = torch._C._nn.mkldnn_reorder_conv2d_weight(
             fused.weight.to_mkldnn(), conv.padding, conv.stride, conv.dilation, 1, x.shape
         )
-        assert beginning(fused.packed(x.shape, pytest.fail)) == beginning(best)
+        assert beginning(fused.packed_for_size(x.shape, pytest.fail)) == beginning(best)
     for rows in (1, 100, 850):
         linear(torch.randn(rows, 256, dtype=dtype))
         best = torch.ops.mkldnn._reorder_linear_weight(linear.weight, rows)
-        assert beginning(linear.packed(rows, pytest.fail)) == beginning(best)
+        assert beginning(linear.packed_for_size(rows, pytest.fail)) == beginning(best)
 
 
 @pytest.mark.parametrize("onednn", [True, False])

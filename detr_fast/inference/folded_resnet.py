@@ -61,7 +61,7 @@ class _Stem(PackedWeights):
     def forward(self, images: Tensor, extents: Tensor | None) -> Tensor:
         weight, bias = self.conv.weight, self.conv.bias
         if resnet_stem_is_faster(images, weight, self.conv.geometry, _maximum(self.pool)):
-            packed = self.packed_for_all(lambda: resnet_stem_weight(weight))
+            packed = self.packed_for_all_sizes(lambda: resnet_stem_weight(weight))
             return resnet_stem(images, packed, bias, extents)
         x = self.conv(images)
         if extents is not None:
