@@ -14,6 +14,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def poisoned_memory():
+    """New memory holds NaN, so that an output that is not written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real COCO images and the checkpoints' shapes, beside the checkout."""

@@ -7,6 +7,8 @@ import tolerances
 import torch
 from random_models import model_with_statistics
 from test_cuda import no_waiting
+from test_engine import fused_convolution
+from torch import nn
 
 from detr_fast import Detector
 from detr_fast.data.batching import nested_tensor_from_images
@@ -17,6 +19,7 @@ from detr_fast.data.transforms import val_transform
 from detr_fast.evaluation.coco import CocoEvaluator
 from detr_fast.evaluation.evaluate import evaluate
 from detr_fast.inference.engine import Engine
+from detr_fast.inference.float32 import full_float32
 from detr_fast.inference.images import read_image
 from detr_fast.inference.inputs import Form, input_path
 from detr_fast.inference.loading import Preprocess
@@ -70,6 +73,17 @@ def test_graphs_give_what_the_engine_gives(exact, precision):
         assert_same(graphed(batch), plain(batch), precision)
     # Exact batches share a canvas; of others only the one that came twice is captured.
     assert graphed.captures == captures + 1
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("summand", [True, False])
+@torch.no_grad()
+def test_fused_convolution(relu, summand):
+    conv = nn.Conv2d(16, 64, 3, stride=2, padding=1, bias=False)
+    fused, x, other, expected = fused_convolution(conv, relu, summand)
+    with full_float32():
+        found = fused.cuda()(x.cuda(), None if other is None else other.cuda())
+    torch.testing.assert_close(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("name", ["detr_resnet50", "detr_resnet50_dc5", "detr_tiny"])

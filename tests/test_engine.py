@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import tolerances
 import torch
+from cpu_kernels import needs_kernel
 from random_models import model_with_statistics
 from torch import nn
 
@@ -19,8 +20,6 @@ from detr_fast.inference.linear import FusedLinear
 from detr_fast.inference.packed import PackedWeights, beginning, onednn_takes
 from detr_fast.inference.token_layout import PackedTokens, PaddedTokens
 from detr_fast.inference.verify import compare
-from detr_fast.ops.pointwise import pointwise_is_faster
-from detr_fast.ops.winograd import winograd_is_faster
 
 MODELS = {
     "R50": ("detr_resnet50", {}),
@@ -246,71 +245,61 @@ def test_folding_keeps_float64():
     torch.testing.assert_close(actual, norm(conv(x)), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": True}, {"groups": 3}, {"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}],
+    ids=str,
+)
+def test_what_cannot_be_folded_is_refused(options):
+    conv = nn.Conv2d(3, 6, 3, **{"bias": False, **options})
+    with pytest.raises(ValueError, match="cannot fold Conv2d"):
+        folded(conv, nn.BatchNorm2d(6).eval())
+
+
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("summand", [True, False])
 def test_fused_convolution(onednn, relu, summand, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     conv = nn.Conv2d(3, 5, 3, stride=2, padding=2, dilation=2, bias=False)
-    norm = nn.BatchNorm2d(5).eval()
-    x = torch.randn(2, 3, 9, 8).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        expected = norm(conv(x))
-        other = torch.randn_like(expected) if summand else None
-        if summand:
-            expected += other
-        if relu:
-            expected.relu_()
-        actual = FusedConvolution(conv, norm, relu, torch.float32)(x, other)
-    torch.testing.assert_close(actual, expected)
+    fused, x, other, expected = fused_convolution(conv, relu, summand)
+    torch.testing.assert_close(fused(x, other), expected)
 
 
+OWN_KERNELS = {
+    "3x3": {"kernel_size": 3, "padding": 1},
+    "3x3 dilated": {"kernel_size": 3, "padding": 2, "dilation": 2},
+    "1x1": {"kernel_size": 1},
+    "1x1 of stride 2": {"kernel_size": 1, "stride": 2},
+}
+
+
+@needs_kernel
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("summand", [True, False])
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_fused_convolution_by_winograd(relu, summand, dilation, monkeypatch):
-    conv = nn.Conv2d(16, 64, 3, padding=dilation, dilation=dilation, bias=False)
-    norm = nn.BatchNorm2d(64).eval()
-    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
-    if not winograd_is_faster(x, conv.weight, conv.stride, conv.padding, conv.dilation):
-        pytest.skip("oneDNN is as fast on this CPU")
-    with torch.no_grad():
-        expected = norm(conv(x))
-        other = torch.randn_like(expected) if summand else None
-        if summand:
-            expected += other
-        if relu:
-            expected.relu_()
-        fused = FusedConvolution(conv, norm, relu, torch.float32)
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-        monkeypatch.setattr(torch.nn.functional, "conv2d", partial(pytest.fail, "torch's"))
-        actual = fused(x, other)
-        assert (actual is other) == summand
+@pytest.mark.parametrize("kernel", OWN_KERNELS)
+def test_fused_convolution_by_own_kernels(kernel, relu, summand, monkeypatch):
+    conv = nn.Conv2d(16, 64, bias=False, **OWN_KERNELS[kernel])
+    fused, x, other, expected = fused_convolution(conv, relu, summand)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", partial(pytest.fail, "torch's"))
+    actual = fused(x, other)
+    assert (actual is other) == summand
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("summand", [True, False])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_fused_convolution_by_pointwise(relu, summand, stride, monkeypatch):
-    conv = nn.Conv2d(16, 64, 1, stride=stride, bias=False)
-    norm = nn.BatchNorm2d(64).eval()
-    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
-    if not pointwise_is_faster(x, conv.weight, conv.stride, conv.padding):
-        pytest.skip("oneDNN is as fast on this CPU")
-    with torch.no_grad():
-        expected = norm(conv(x))
-        other = torch.randn_like(expected) if summand else None
-        if summand:
-            expected += other
-        if relu:
-            expected.relu_()
-        fused = FusedConvolution(conv, norm, relu, torch.float32)
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-        monkeypatch.setattr(torch.nn.functional, "conv2d", partial(pytest.fail, "torch's"))
-        actual = fused(x, other)
-        assert (actual is other) == summand
-    torch.testing.assert_close(actual, expected)
+@torch.no_grad()
+def fused_convolution(conv: nn.Conv2d, relu: bool, summand: bool):
+    """A convolution with its norm, inputs, a summand or None, and what the modules make of them."""
+    norm = nn.BatchNorm2d(conv.out_channels).eval()
+    x = torch.randn(2, conv.in_channels, 9, 8).to(memory_format=torch.channels_last)
+    expected = norm(conv(x))
+    other = torch.randn_like(expected) if summand else None
+    if summand:
+        expected += other
+    if relu:
+        expected.relu_()
+    return FusedConvolution(conv, norm, relu, torch.float32), x, other, expected
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (16, 64)])
@@ -339,11 +328,11 @@ def test_weights_are_packed_for_each_size_and_kept_once_for_each_order():
         return lambda: made.append(weights) or weights
 
     kept = PackedWeights()
-    assert kept.packed((1, 8), pack(packed)) is packed
-    assert kept.packed((1, 8), pack(different)) is packed
-    assert kept.packed((1, 9), pack(same)) is packed
-    assert kept.packed((2, 8), pack(different)) is different
-    assert kept.packed((1, 9), pack(different)) is packed
+    assert kept.packed_for_size((1, 8), pack(packed)) is packed
+    assert kept.packed_for_size((1, 8), pack(different)) is packed
+    assert kept.packed_for_size((1, 9), pack(same)) is packed
+    assert kept.packed_for_size((2, 8), pack(different)) is different
+    assert kept.packed_for_size((1, 9), pack(different)) is packed
     assert [
         weights is each for weights, each in zip(made, (packed, same, different), strict=True)
     ] == [True] * 3
@@ -369,11 +358,11 @@ def test_an_engine_packs_for_the_sizes_it_meets(precision, monkeypatch):
         best = torch._C._nn.mkldnn_reorder_conv2d_weight(
             fused.weight.to_mkldnn(), conv.padding, conv.stride, conv.dilation, 1, x.shape
         )
-        assert beginning(fused.packed(x.shape, pytest.fail)) == beginning(best)
+        assert beginning(fused.packed_for_size(x.shape, pytest.fail)) == beginning(best)
     for rows in (1, 100, 850):
         linear(torch.randn(rows, 256, dtype=dtype))
         best = torch.ops.mkldnn._reorder_linear_weight(linear.weight, rows)
-        assert beginning(linear.packed(rows, pytest.fail)) == beginning(best)
+        assert beginning(linear.packed_for_size(rows, pytest.fail)) == beginning(best)
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -393,13 +382,12 @@ def test_fused_linear(onednn, relu, shape, monkeypatch):
     torch.testing.assert_close(fused(x), 2 * expected)
 
 
+@needs_kernel
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("shape", [(2, 7, 16), (1, 16), (0, 16)])
-def test_fused_linear_by_pointwise(relu, shape, monkeypatch):
+def test_fused_linear_by_own_kernel(relu, shape, monkeypatch):
     linear = nn.Linear(16, 64).requires_grad_(False)
     x = torch.randn(2 * shape[0], *shape[1:])[::2]
-    if not pointwise_is_faster(x, linear.weight):
-        pytest.skip("oneDNN is as fast on this CPU")
     expected = linear(x).relu() if relu else linear(x)
     without = x @ linear.weight.T
     fused = FusedLinear.of(linear, torch.float32, relu)

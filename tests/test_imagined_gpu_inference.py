@@ -5,9 +5,11 @@ import pytest
 import torch
 from imagined_gpu import GPU, ImaginedGpu, imagined_gpu
 from random_models import model_with_statistics
+from torch import nn
 
 from detr_fast import Detector, build_model
 from detr_fast.data.label_map import COCO_PANOPTIC_LABEL_MAP
+from detr_fast.inference.convolution import FusedConvolution
 from detr_fast.inference.engine import PRECISIONS, Engine
 from detr_fast.inference.images import read_image
 from detr_fast.inference.inputs import Form, input_path
@@ -240,6 +242,22 @@ def test_the_detector_of_masks(reads, batch_size):
             (5, *picture.shape[1:]) for picture in PICTURES
         ]
         assert all(each.panoptic.ids.shape == each.image_size for each in found)
+
+
+@pytest.mark.parametrize(
+    ("relu", "operation"),
+    [(True, "aten::cudnn_convolution_add_relu"), (False, "aten::add_.Tensor")],
+)
+def test_a_convolution_adds_whether_or_not_a_relu_follows(relu, operation):
+    conv, norm = nn.Conv2d(16, 64, 3, bias=False), nn.BatchNorm2d(64)
+    with imagined_gpu() as gpu, torch.no_grad():
+        fused = FusedConvolution(conv, norm, relu, torch.float32).to("cuda")
+        x, other = (
+            torch.randn(1, *shape, device="cuda").contiguous(memory_format=torch.channels_last)
+            for shape in ((16, 9, 9), (64, 7, 7))
+        )
+        assert fused(x, other).shape == other.shape
+        assert operation in {call for call, _ in gpu.calls}
 
 
 @pytest.mark.parametrize("merge", [False, True])

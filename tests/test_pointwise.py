@@ -4,7 +4,18 @@ import pytest
 import tolerances
 import torch
 import torch.nn.functional as F
-from fresh_process import run_python
+from cpu_kernels import (
+    OFF,
+    any_dtype,
+    assert_ignores_batch,
+    assert_ignores_threads,
+    assert_kernel_where_wanted,
+    assert_within_bound,
+    capabilities,
+    compiled_dtypes,
+    integers,
+    needs_kernel,
+)
 from torch import Tensor
 
 from detr_fast.ops._convolution import FASTER_DTYPES
@@ -18,14 +29,7 @@ from detr_fast.ops.pointwise import (
 from detr_fast.reference import packed
 from detr_fast.reference import pointwise as reference
 
-COMPILED = sorted(FASTER_DTYPES, key=str)
-needs_kernel = pytest.mark.skipif(not COMPILED, reason="no kernel for this CPU")
-compiled_dtypes = pytest.mark.parametrize(
-    "dtype", COMPILED or [pytest.param(None, marks=needs_kernel)], ids=str
-)
-any_dtype = pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
-)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # (B, I, O, H, W): fewer pixels than are multiplied at once, lines of inputs that are not full,
 # blocks of pixels that end within a row and within an image, one word and more than a line of them.
@@ -38,18 +42,6 @@ SHAPES = [
     (2, 64, 64, 13, 17),
     (1, 32, 256, 33, 50),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _poisoned():
-    """New memory holds NaN, so that an output that is not written shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def integers(shape, most: int, dtype) -> Tensor:
-    return torch.randint(-most, most + 1, shape).to(dtype)
 
 
 def sides(height: int, width: int, stride: int) -> tuple[int, int]:
@@ -147,10 +139,9 @@ def random_problem(shape, dtype) -> tuple[Tensor, Tensor, Tensor]:
 def test_every_result_is_within_its_bound(shape, summand, dtype):
     """The roundings that each term of a result goes through, added up at their largest.
 
-    A rounding to p bits is off by at most 2^-p. In float32 each product is rounded with its sum, in
-    as many sums as there are channels; those of bias and summand follow. In bfloat16 the products
-    are exact in float32 and two sums stand for each pair, and the result is rounded once more. 1 %
-    is for products of errors.
+    In float32 each product is rounded with its sum, in as many sums as there are channels; those of
+    bias and summand follow. In bfloat16 the products are exact in float32 and two sums stand for
+    each pair.
     """
     x, weight, bias = random_problem(shape, dtype)
     other = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype) if summand else None
@@ -163,10 +154,7 @@ def test_every_result_is_within_its_bound(shape, summand, dtype):
         out = pointwise_convolution_(other.clone(), *arguments)
     else:
         out = pointwise_convolution(*arguments)
-    limit = 2.0**-24 * (shape[1] + 2) * terms
-    if dtype == torch.bfloat16:
-        limit += 2.0**-8 * wanted.abs()
-    assert ((out.double() - wanted).abs() <= 1.01 * limit).all()
+    assert_within_bound(out, wanted, terms, OFF[torch.float32] * (shape[1] + 2))
 
 
 def test_the_reference_is_the_convolution():
@@ -180,28 +168,26 @@ def test_the_reference_is_the_convolution():
 @compiled_dtypes
 @pytest.mark.parametrize("stride", [1, 2])
 def test_ignores_batch_and_threads(stride, dtype):
-    """Seven threads divide the outputs, too."""
+    """Seven threads and more divide the outputs, too."""
     x, weight, bias = random_problem((3, 32, 128, 23, 31), dtype)
     laid_out = pointwise_weight(weight)
-    together = pointwise_convolution(x, laid_out, bias, stride)
-    for b in range(len(x)):
-        alone = pointwise_convolution(x[b : b + 1], laid_out, bias, stride)
-        assert torch.equal(alone[0], together[b])
+
+    def run(x):
+        return pointwise_convolution(x, laid_out, bias, stride)
+
+    together = run(x)
+    assert_ignores_batch(run, x)
+    assert_ignores_threads(lambda: run(x), together)
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)
     few = pointwise_linear(rows[:40], laid_out, bias)
+    assert_ignores_threads(lambda: pointwise_linear(rows[:40], laid_out, bias), few)
+    assert_ignores_threads(lambda: pointwise_linear(rows, laid_out, bias)[:40], few)
     small, summand = x[:1, :, :5, :8], together[:1, :, :5, :8]
-    total = pointwise_convolution_(summand.clone(), small, laid_out, bias)
-    threads = torch.get_num_threads()
-    try:
-        for other in (1, 2, 3, 7, 19):
-            torch.set_num_threads(other)
-            assert torch.equal(pointwise_convolution(x, laid_out, bias, stride), together)
-            assert torch.equal(pointwise_linear(rows, laid_out, bias)[:40], few)
-            assert torch.equal(pointwise_linear(rows[:40], laid_out, bias), few)
-            summed = pointwise_convolution_(summand.clone(), small, laid_out, bias)
-            assert torch.equal(summed, total)
-    finally:
-        torch.set_num_threads(threads)
+
+    def total():
+        return pointwise_convolution_(summand.clone(), small, laid_out, bias)
+
+    assert_ignores_threads(total, total())
 
 
 @any_dtype
@@ -283,24 +269,22 @@ def test_is_chosen_for_what_it_computes():
         (x, weight.double(), one, none),
     ):
         assert not pointwise_is_faster(*other)
-    if torch.bfloat16 in COMPILED:
+    if torch.bfloat16 in FASTER_DTYPES:
         x, weight = x.bfloat16(), weight.bfloat16()
         assert pointwise_is_faster(x, weight, one, none)
         assert not pointwise_is_faster(x[:, :33], weight[:, :33], one, none)
 
 
 @needs_kernel
-@pytest.mark.parametrize(("capability", "kernel"), [("avx2", False), ("avx512", True)])
+@capabilities
 def test_no_kernel_where_the_instructions_are_not_wanted(capability, kernel, tmp_path):
-    code = "import torch\nfrom detr_fast.ops import pointwise\n"
-    code += "x, w = torch.ones(1, 16, 4, 4), torch.ones(64, 16, 1, 1)\n"
-    code += f"assert pointwise.pointwise_is_faster(x, w) == {kernel}\n"
-    code += "w = pointwise.pointwise_weight(w)\n"
-    code += "assert pointwise.pointwise_convolution(x, w, torch.ones(64)).eq(17).all()\n"
-    code += "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
-    code += f"assert has('detr_fast::pointwise_convolution', 'CPU') == {kernel}"
-    done = run_python(code, tmp_path, DETR_FAST_CPU_CAPABILITY=capability)
-    assert done.returncode == 0, done.stderr
+    code = """
+from detr_fast.ops.pointwise import pointwise_convolution, pointwise_is_faster, pointwise_weight
+x, weight = torch.ones(1, 16, 4, 4), torch.ones(64, 16, 1, 1)
+assert pointwise_is_faster(x, weight) == kernel
+assert pointwise_convolution(x, pointwise_weight(weight), torch.ones(64)).eq(17).all()
+"""
+    assert_kernel_where_wanted("pointwise_convolution", capability, kernel, code, tmp_path)
 
 
 def test_what_does_not_fit_is_explained():

@@ -3,22 +3,25 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fresh_process import run_python
+from cpu_kernels import (
+    OFF,
+    any_dtype,
+    assert_ignores_batch,
+    assert_ignores_threads,
+    assert_kernel_where_wanted,
+    assert_within_bound,
+    capabilities,
+    compiled_dtypes,
+    integers,
+    needs_kernel,
+)
 from torch import Tensor
 
-from detr_fast.ops._convolution import FASTER_DTYPES
 from detr_fast.ops.resnet_stem import resnet_stem, resnet_stem_is_faster, resnet_stem_weight
 from detr_fast.reference import resnet_stem as reference
 from detr_fast.reference.zero_outside import zero_outside
 
-COMPILED = sorted(FASTER_DTYPES, key=str)
-needs_kernel = pytest.mark.skipif(not COMPILED, reason="no kernel for this CPU")
-compiled_dtypes = pytest.mark.parametrize(
-    "dtype", COMPILED or [pytest.param(None, marks=needs_kernel)], ids=str
-)
-any_dtype = pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
-)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # (B, O, H, W): less than a kernel, all rests of a division by four, tiles and bands that end within
 # an image.
@@ -30,14 +33,6 @@ SHAPES = [
     (2, 64, 71, 48),
     (1, 64, 16, 101),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _poisoned():
-    """New memory holds NaN, so that an output that is not written shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def expected(images, weight, bias, extents=None) -> Tensor:
@@ -58,12 +53,12 @@ def some_extents(images: int, height: int, width: int) -> Tensor:
 def exact_problem(shape, dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Integers whose sums no step rounds but, in 16 bits, the last."""
     images, outputs, height, width = shape
-
-    def integers(size, most):
-        return torch.randint(-most, most + 1, size).to(dtype)
-
-    x = integers((images, 3, height, width), 3).contiguous(memory_format=torch.channels_last)
-    return x, integers((outputs, 3, 7, 7), 2), integers((outputs,), 9)
+    x = integers((images, 3, height, width), 3, dtype)
+    return (
+        x.contiguous(memory_format=torch.channels_last),
+        integers((outputs, 3, 7, 7), 2, dtype),
+        integers((outputs,), 9, dtype),
+    )
 
 
 @any_dtype
@@ -95,36 +90,28 @@ def random_problem(shape, dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 @compiled_dtypes
 def test_every_result_is_within_its_bound(dtype):
-    """Sums in float32 of 147 products and a bias, rounded to `dtype` once, at the end.
+    """Sums of 147 products and a bias, 148 additions.
 
     Products of two bfloat16 are exact in float32; those of two float32 are not rounded before they
-    are added. Each of 148 additions is off by at most 2^-24 of the magnitudes of all terms, and a
-    maximum by no more than the largest of its arguments. 1 % is for products of errors.
+    are added. A maximum is off by no more than the largest of its arguments.
     """
     x, weight, bias = random_problem((1, 64, 60, 71), dtype)
     out = resnet_stem(x, resnet_stem_weight(weight), bias)
     wanted = expected(x, weight, bias)
     terms = expected(x.abs(), weight.abs(), bias.abs())
-    limit = 148 * 2.0**-24 * terms
-    if dtype == torch.bfloat16:
-        limit += 2.0**-8 * wanted
-    assert ((out.double() - wanted).abs() <= 1.01 * limit).all()
+    assert_within_bound(out, wanted, terms, OFF[torch.float32] * 148)
 
 
 @compiled_dtypes
 def test_ignores_batch_and_threads(dtype):
     x, weight, bias = random_problem((3, 64, 75, 58), dtype)
     packed = resnet_stem_weight(weight)
-    together = resnet_stem(x, packed, bias)
-    for b in range(len(x)):
-        assert torch.equal(resnet_stem(x[b : b + 1], packed, bias)[0], together[b])
-    threads = torch.get_num_threads()
-    try:
-        for other in (1, 2, 3, 7):
-            torch.set_num_threads(other)
-            assert torch.equal(resnet_stem(x, packed, bias), together)
-    finally:
-        torch.set_num_threads(threads)
+
+    def run(x):
+        return resnet_stem(x, packed, bias)
+
+    assert_ignores_batch(run, x)
+    assert_ignores_threads(lambda: run(x), run(x))
 
 
 @compiled_dtypes
@@ -187,7 +174,9 @@ def test_stands_in_a_graph(dtype):
 @needs_kernel
 def test_is_chosen_for_what_it_computes():
     images, weight = torch.zeros(1, 3, 9, 9), torch.zeros(64, 3, 7, 7)
-    assert resnet_stem_is_faster(images, weight)
+    one, two, three = (1, 1), (2, 2), (3, 3)
+    convolution, maximum = (two, three, one), (three, two, one, one, False, False)
+    assert resnet_stem_is_faster(images, weight, convolution, maximum)
     for other in (
         (images, weight[:32]),
         (images, weight[..., :3, :3]),
@@ -197,18 +186,32 @@ def test_is_chosen_for_what_it_computes():
         (images.half(), weight.half()),
         (images, weight.bfloat16()),
     ):
-        assert not resnet_stem_is_faster(*other)
+        assert not resnet_stem_is_faster(*other, convolution, maximum)
+    for other in ((one, three, one), (two, two, one), (two, three, two), ((2, 1), three, one)):
+        assert not resnet_stem_is_faster(images, weight, other, maximum)
+    for other in (
+        None,
+        (two, two, one, one, False, False),
+        (three, one, one, one, False, False),
+        (three, two, (1, 0), one, False, False),
+        (three, two, one, two, False, False),
+        (three, two, one, one, True, False),
+        (three, two, one, one, False, True),
+    ):
+        assert not resnet_stem_is_faster(images, weight, convolution, other)
 
 
 @needs_kernel
-def test_no_kernel_where_the_instructions_are_not_wanted(tmp_path):
-    code = "import torch\nfrom detr_fast.ops import resnet_stem as stem\n"
-    code += "x, w = torch.ones(1, 3, 9, 9), torch.ones(64, 3, 7, 7)\n"
-    code += "assert not stem.resnet_stem_is_faster(x, w)\n"
-    code += "out = stem.resnet_stem(x, stem.resnet_stem_weight(w), torch.ones(64))\n"
-    code += "assert out.max() == 148\n"
-    done = run_python(code, tmp_path, DETR_FAST_CPU_CAPABILITY="avx2")
-    assert done.returncode == 0, done.stderr
+@capabilities
+def test_no_kernel_where_the_instructions_are_not_wanted(capability, kernel, tmp_path):
+    code = """
+from detr_fast.ops.resnet_stem import resnet_stem, resnet_stem_is_faster, resnet_stem_weight
+from detr_fast.reference.resnet_stem import CONVOLUTION, MAXIMUM
+x, weight = torch.ones(1, 3, 9, 9), torch.ones(64, 3, 7, 7)
+assert resnet_stem_is_faster(x, weight, CONVOLUTION, MAXIMUM) == kernel
+assert resnet_stem(x, resnet_stem_weight(weight), torch.ones(64)).max() == 148
+"""
+    assert_kernel_where_wanted("resnet_stem", capability, kernel, code, tmp_path)
 
 
 def test_what_does_not_fit_is_explained():

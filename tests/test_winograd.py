@@ -4,10 +4,22 @@ import pytest
 import tolerances
 import torch
 import torch.nn.functional as F
+from cpu_kernels import (
+    COMPILED,
+    OFF,
+    any_dtype,
+    assert_ignores_batch,
+    assert_ignores_threads,
+    assert_kernel_where_wanted,
+    assert_within_bound,
+    capabilities,
+    compiled_dtypes,
+    integers,
+    needs_kernel,
+)
 from fresh_process import run_python
 from torch import Tensor
 
-from detr_fast.ops._convolution import FASTER_DTYPES
 from detr_fast.ops.winograd import (
     winograd_convolution,
     winograd_convolution_,
@@ -16,14 +28,7 @@ from detr_fast.ops.winograd import (
 )
 from detr_fast.reference import winograd as reference
 
-COMPILED = sorted(FASTER_DTYPES, key=str)
-needs_kernel = pytest.mark.skipif(not COMPILED, reason="no kernel for this CPU")
-compiled_dtypes = pytest.mark.parametrize(
-    "dtype", COMPILED or [pytest.param(None, marks=needs_kernel)], ids=str
-)
-any_dtype = pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
-)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # (B, I, O, H, W): parts of tiles on every side, fewer tiles than are multiplied at once, blocks of
 # tiles that end within a row and within an image.
@@ -36,18 +41,6 @@ SHAPES = [
     (2, 64, 192, 13, 17),
     (1, 64, 64, 33, 50),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _poisoned():
-    """New memory holds NaN, so that an output that is not written shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def integers(shape, most: int, dtype) -> Tensor:
-    return torch.randint(-most, most + 1, shape).to(dtype)
 
 
 def exact_problem(shape, dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -131,9 +124,6 @@ def combined(of_x: Tensor, of_weight: Tensor, outputs: Tensor, size) -> Tensor:
     return reference.image(outputs @ products @ outputs.mT, *size)
 
 
-# A rounding to p bits is off by at most 2^-p; sums are rounded to 24.
-OFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
-OFF_SUM = 2.0**-24
 ACCURATE = [(1, 64, 64, 50, 67), (1, 512, 64, 9, 11)]
 
 
@@ -146,18 +136,16 @@ def test_every_result_is_within_its_bound(shape, dilation, dtype):
     With |A|, |B| and |G| in place of A, B and G and the magnitudes of inputs and weights, the
     formula gives what the magnitudes of all terms of a result add up to. Each term is rounded with
     its weight once; with its input in two sums and, in bfloat16, once more; in at most as many sums
-    as there are channels; in four sums of the last transform and that of the bias; in bfloat16 a
-    last time as part of the result. 1 % is for products of errors.
+    as there are channels; in four sums of the last transform and that of the bias.
     """
     x, weight, bias = random_problem(shape, dtype)
     out = winograd_convolution(x, winograd_weight(weight), bias, dilation)
     wanted = convolved(x, weight, bias, dilation, False)
     terms = with_matrices(x.double().abs(), weight.double().abs(), dilation, torch.abs)
     terms += bias.double().abs()[:, None, None]
-    off, rounded = OFF[dtype], dtype == torch.bfloat16
-    relative = off * (2 if rounded else 1) + OFF_SUM * (2 + shape[1] + 4 + 1)
-    limit = 1.01 * (relative * terms + (off * wanted.abs() if rounded else 0))
-    assert ((out.double() - wanted).abs() <= limit).all()
+    of_sums = OFF[torch.float32] * (2 + shape[1] + 4 + 1)
+    of_dtype = OFF[dtype] * (2 if dtype == torch.bfloat16 else 1)
+    assert_within_bound(out, wanted, terms, of_dtype + of_sums)
 
 
 @pytest.mark.skipif(torch.bfloat16 not in COMPILED, reason="no kernel for bfloat16 on this CPU")
@@ -181,7 +169,7 @@ def test_bf16_is_as_accurate_as_its_roundings(shape, dilation):
     of_x = inputs @ reference.tiles(x.double(), dilation) @ inputs.mT
     of_weight = weights @ weight.double() @ weights.mT
     squares = combined(of_x.square(), of_weight.square(), outputs.square(), x.shape[2:])
-    expected = 0.41 * 2.0**-8 * (2 * squares.mean() + wanted.square().mean()).sqrt()
+    expected = 0.41 * OFF[torch.bfloat16] * (2 * squares.mean() + wanted.square().mean()).sqrt()
     assert (out.double() - wanted).square().mean().sqrt() <= 1.05 * expected
 
 
@@ -199,17 +187,12 @@ def test_the_formula_is_the_convolution(dilation):
 def test_ignores_batch_and_threads(dilation, dtype):
     x, weight, bias = random_problem((3, 32, 128, 23, 31), dtype)
     transformed = winograd_weight(weight)
-    together = winograd_convolution(x, transformed, bias, dilation)
-    for b in range(len(x)):
-        alone = winograd_convolution(x[b : b + 1], transformed, bias, dilation)
-        assert torch.equal(alone[0], together[b])
-    threads = torch.get_num_threads()
-    try:
-        for other in (1, 2, 3, 7):
-            torch.set_num_threads(other)
-            assert torch.equal(winograd_convolution(x, transformed, bias, dilation), together)
-    finally:
-        torch.set_num_threads(threads)
+
+    def run(x):
+        return winograd_convolution(x, transformed, bias, dilation)
+
+    assert_ignores_batch(run, x)
+    assert_ignores_threads(lambda: run(x), run(x))
 
 
 @compiled_dtypes
@@ -306,20 +289,25 @@ def test_is_chosen_for_what_it_computes():
 
 
 @needs_kernel
-@pytest.mark.parametrize(
-    ("capability", "amx", "dtypes"),
-    [("avx2", False, set()), ("avx512", True, {torch.float32})],
-)
-def test_no_kernel_where_the_instructions_are_not_wanted(capability, amx, dtypes, tmp_path):
-    code = f"import torch; torch.cpu._is_amx_tile_supported = lambda: {amx}\n"
-    code += "from detr_fast.ops import _convolution, winograd\n"
-    code += f"assert _convolution.FASTER_DTYPES == {dtypes}\n"
-    code += "x, w = torch.ones(1, 16, 4, 4), torch.ones(64, 16, 3, 3)\n"
-    code += "out = winograd.winograd_convolution(x, winograd.winograd_weight(w), torch.ones(64))\n"
-    code += "assert out[..., 1:3, 1:3].eq(145).all()\n"
-    code += "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
-    code += f"assert has('detr_fast::winograd_convolution', 'CPU') == {bool(dtypes)}"
-    done = run_python(code, tmp_path, DETR_FAST_CPU_CAPABILITY=capability)
+@capabilities
+def test_no_kernel_where_the_instructions_are_not_wanted(capability, kernel, tmp_path):
+    code = """
+from detr_fast.ops.winograd import winograd_convolution, winograd_is_faster, winograd_weight
+x, weight, one = torch.ones(1, 16, 4, 4), torch.ones(64, 16, 3, 3), (1, 1)
+assert winograd_is_faster(x, weight, one, one, one) == kernel
+out = winograd_convolution(x, winograd_weight(weight), torch.ones(64))
+assert out[..., 1:3, 1:3].eq(145).all()
+"""
+    assert_kernel_where_wanted("winograd_convolution", capability, kernel, code, tmp_path)
+
+
+@needs_kernel
+def test_bf16_is_left_to_amx(tmp_path):
+    """By all operations for convolution."""
+    code = "import torch; torch.cpu._is_amx_tile_supported = lambda: True\n"
+    code += "from detr_fast.ops import _convolution\n"
+    code += "assert _convolution.FASTER_DTYPES == {torch.float32}"
+    done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -21,6 +21,8 @@ from .packed import PackedWeights, onednn_takes
 
 Norm = FrozenBatchNorm2d | nn.BatchNorm2d
 
+_GROUPS = 1
+
 
 class FusedConvolution(PackedWeights):
     """`relu(norm(conv(x)) + other)` of trained modules that change no more.
@@ -31,10 +33,13 @@ class FusedConvolution(PackedWeights):
     one after another.
 
     Args:
-        conv: without bias.
+        conv: as `folded` takes it.
         norm: what follows it, in evaluation mode.
         relu: whether a ReLU follows.
         dtype: of the weights and of what comes in and goes out.
+
+    Raises:
+        ValueError: as `folded`.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: Norm, relu: bool, dtype: torch.dtype):
@@ -44,6 +49,11 @@ class FusedConvolution(PackedWeights):
         self.bias = nn.Buffer(bias.to(dtype))
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.relu = relu
+
+    @property
+    def geometry(self) -> tuple:
+        """Stride, padding and dilation, each down and to the right."""
+        return self.stride, self.padding, self.dilation
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Runs it.
@@ -56,50 +66,48 @@ class FusedConvolution(PackedWeights):
         Returns:
             (B, O, H', W'), channels last.
         """
-        geometry = (self.stride, self.padding, self.dilation)
-        if x.is_cuda:
-            return self._by_cudnn(x, other, *geometry)
-        if winograd_is_faster(x, self.weight, *geometry):
+        if x.is_cuda and self.relu:
+            return self._by_cudnn(x, other)
+        if winograd_is_faster(x, self.weight, *self.geometry):
             return self._by_winograd(x, other)
         if pointwise_is_faster(x, self.weight, self.stride, self.padding):
             return self._by_pointwise(x, other)
         if onednn_takes(x):
-            return self._by_onednn(x, other, *geometry)
-        out = F.conv2d(x, self.weight, self.bias, *geometry)
+            return self._by_onednn(x, other)
+        out = F.conv2d(x, self.weight, self.bias, *self.geometry)
         if other is not None:
             out += other
         return out.relu_() if self.relu else out
 
-    def _by_cudnn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
-        if not self.relu:
-            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation)
-        arguments = (self.bias, stride, padding, dilation, 1)
+    def _by_cudnn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        arguments = (self.bias, *self.geometry, _GROUPS)
         if other is None:
             return torch.cudnn_convolution_relu(x, self.weight, *arguments)
         return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, *arguments)
 
     def _by_winograd(self, x: Tensor, other: Tensor | None) -> Tensor:
-        weight = self.packed_for_all(lambda: winograd_weight(self.weight))
+        weight = self.packed_for_all_sizes(lambda: winograd_weight(self.weight))
         arguments = (x, weight, self.bias, self.dilation[0], self.relu)
         if other is None:
             return winograd_convolution(*arguments)
         return winograd_convolution_(other, *arguments)
 
     def _by_pointwise(self, x: Tensor, other: Tensor | None) -> Tensor:
-        weight = self.packed_for_all(lambda: pointwise_weight(self.weight))
+        weight = self.packed_for_all_sizes(lambda: pointwise_weight(self.weight))
         arguments = (x, weight, self.bias, self.stride[0], self.relu)
         if other is None:
             return pointwise_convolution(*arguments)
         return pointwise_convolution_(other, *arguments)
 
-    def _by_onednn(self, x: Tensor, other: Tensor | None, stride, padding, dilation) -> Tensor:
-        weight = self.packed(
+    def _by_onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        form = (self.padding, self.stride, self.dilation, _GROUPS)
+        weight = self.packed_for_size(
             x.shape,
             lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(
-                self.weight.to_mkldnn(), padding, stride, dilation, 1, x.shape
+                self.weight.to_mkldnn(), *form, x.shape
             ),
         )
-        arguments = (weight, self.bias, padding, stride, dilation, 1)
+        arguments = (weight, self.bias, *form)
         unary = "relu" if self.relu else None
         if other is None:
             convolve = torch.ops.mkldnn._convolution_pointwise
@@ -110,9 +118,16 @@ class FusedConvolution(PackedWeights):
 
 @torch.no_grad()
 def folded(conv: nn.Conv2d, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Weight (O, I, h, w) and bias (O,) in float64 of a convolution and the norm behind it."""
-    if conv.bias is not None or conv.groups != 1:
-        raise ValueError(f"cannot fold {conv}: it has a bias or groups")
+    """Weight (O, I, h, w) and bias (O,) in float64 of a convolution and the norm behind it.
+
+    Raises:
+        ValueError: the convolution has a bias, groups, or a padding other than a number of zeros.
+    """
+    zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if conv.bias is not None or conv.groups != _GROUPS or not zeros:
+        raise ValueError(
+            f"cannot fold {conv}: it has a bias, groups, or a padding other than a number of zeros"
+        )
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     bias = norm.bias.double() - norm.running_mean.double() * scale
     return conv.weight.double() * scale[:, None, None, None], bias

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from ..models.padding import strided
+from ..models.padding import pair, stride_of, strided
 from ..ops.resnet_stem import resnet_stem, resnet_stem_is_faster, resnet_stem_weight
 from ..ops.zero_outside import zero_outside_
 from .convolution import FusedConvolution
@@ -17,6 +17,10 @@ class FoldedResNet(nn.Module):
     Args:
         body: stem and stages under torchvision's names, as `Backbone.body`.
         dtype: of weights and activations.
+
+    Raises:
+        ValueError: a convolution that cannot be folded, or a stem whose stride down is not that to
+            the right.
     """
 
     def __init__(self, body: nn.Sequential, dtype: torch.dtype):
@@ -48,22 +52,29 @@ class FoldedResNet(nn.Module):
 
 
 class _Stem(PackedWeights):
-    stride = 4
-
     def __init__(self, body: nn.Sequential, dtype: torch.dtype):
         super().__init__()
         self.conv = FusedConvolution(body.conv1, body.bn1, True, dtype)
         self.pool = body.maxpool
+        self.stride = stride_of(body.conv1) * stride_of(self.pool)
 
     def forward(self, images: Tensor, extents: Tensor | None) -> Tensor:
         weight, bias = self.conv.weight, self.conv.bias
-        if resnet_stem_is_faster(images, weight):
-            packed = self.packed_for_all(lambda: resnet_stem_weight(weight))
+        if resnet_stem_is_faster(images, weight, self.conv.geometry, _maximum(self.pool)):
+            packed = self.packed_for_all_sizes(lambda: resnet_stem_weight(weight))
             return resnet_stem(images, packed, bias, extents)
         x = self.conv(images)
         if extents is not None:
             zero_outside_(x, strided(extents, self.conv.stride[0]))
         return self.pool(x)
+
+
+def _maximum(pool: nn.Module) -> tuple | None:
+    """What `resnet_stem_is_faster` asks of it; None where it is no maximum."""
+    if not isinstance(pool, nn.MaxPool2d):
+        return None
+    sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return (*map(pair, sizes), pool.ceil_mode, pool.return_indices)
 
 
 class _Bottleneck(nn.Module):

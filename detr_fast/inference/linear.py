@@ -37,11 +37,11 @@ class FusedLinear(PackedWeights):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
         if pointwise_is_faster(x, self.weight):
-            weight = self.packed_for_all(lambda: pointwise_weight(self.weight))
+            weight = self.packed_for_all_sizes(lambda: pointwise_weight(self.weight))
             return pointwise_linear(x, weight, self.bias, self.relu)
         if onednn_takes(x) and x.numel() > 0:
             rows = x.numel() // x.shape[-1]
-            weight = self.packed(
+            weight = self.packed_for_size(
                 rows, lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
             )
             unary = "relu" if self.relu else "none"

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -34,41 +35,45 @@ class PackedWeights(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self._forget()
+        self._kept = _Kept()
 
-    def packed(self, size: Hashable, pack: Callable[[], Tensor]) -> Tensor:
-        """oneDNN's weights for inputs of a size, made by `pack` when there are none."""
-        weights = self._of_size.get(size)
+    def packed_for_size(self, size: Hashable, pack: Callable[[], Tensor]) -> Tensor:
+        """oneDNN's weights for inputs of a size, made by `pack` when there are none.
+
+        Args:
+            size: what the order may depend on, of the inputs: their shape or their number of rows.
+            pack: gives weights that are oneDNN's own.
+        """
+        weights = self._kept.of_size.get(size)
         if weights is None:
             made = pack()
-            weights = self._of_order.setdefault(beginning(made), made)
-            self._of_size.put(size, weights)
+            weights = self._kept.of_order.setdefault(beginning(made), made)
+            self._kept.of_size.put(size, weights)
         return weights
 
-    def packed_for_all(self, pack: Callable[[], Tensor]) -> Tensor:
+    def packed_for_all_sizes(self, pack: Callable[[], Tensor]) -> Tensor:
         """Another kernel's weights for inputs of all sizes, made by `pack` when there are none."""
-        if self._of_every_size is None:
-            self._of_every_size = pack()
-        return self._of_every_size
-
-    def _forget(self) -> None:
-        self._of_every_size: Tensor | None = None
-        self._of_size: Recent[Hashable, Tensor] = Recent(_KEPT_SIZES)
-        self._of_order: dict[bytes, Tensor] = {}
+        if self._kept.of_all_sizes is None:
+            self._kept.of_all_sizes = pack()
+        return self._kept.of_all_sizes
 
     def __getstate__(self) -> dict:
         """Those of oneDNN can be neither copied nor sent to another process; none are."""
-        return {
-            **self.__dict__,
-            "_of_every_size": None,
-            "_of_size": Recent(_KEPT_SIZES),
-            "_of_order": {},
-        }
+        return {**self.__dict__, "_kept": _Kept()}
 
     def _apply(self, *arguments, **options) -> "PackedWeights":
         """Where modules move; the packed weights are those of before."""
-        self._forget()
+        self._kept = _Kept()
         return super()._apply(*arguments, **options)
+
+
+@dataclass
+class _Kept:
+    """The copies of a module's weights, none at first."""
+
+    of_all_sizes: Tensor | None = None
+    of_size: Recent[Hashable, Tensor] = field(default_factory=lambda: Recent(_KEPT_SIZES))
+    of_order: dict[bytes, Tensor] = field(default_factory=dict)
 
 
 def beginning(packed: Tensor) -> bytes:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..ops.zero_outside import zero_outside, zero_outside_
-from .padding import strided
+from .padding import stride_of, strided
 
 
 def padded_resnet(body: nn.Sequential, images: Tensor, extents: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,10 +27,10 @@ def padded_resnet(body: nn.Sequential, images: Tensor, extents: Tensor) -> tuple
     """
     x = body.conv1(_cleared(images, extents, in_place=False))
     x = body.relu(body.bn1(x))
-    extents = strided(extents, body.conv1.stride[0])
+    extents = strided(extents, stride_of(body.conv1))
     # The features are not negative here, so that zeros change no maximum.
     x = body.maxpool(_cleared(x, extents))
-    extents = strided(extents, body.maxpool.stride)
+    extents = strided(extents, stride_of(body.maxpool))
     for stage in body[4:]:
         for block in stage:
             x = _BLOCKS[type(block)](block, x, extents)

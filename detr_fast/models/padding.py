@@ -6,7 +6,7 @@ canvas. Nothing here waits for the device.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def image_extents(mask: Tensor) -> Tensor:
@@ -18,6 +18,23 @@ def image_extents(mask: Tensor) -> Tensor:
 def strided(extents: Tensor, stride: int) -> Tensor:
     """Extents after a convolution or pooling that keeps every `stride`-th position: ceil(n / s)."""
     return (extents + (stride - 1)) // stride
+
+
+def stride_of(module: nn.Module) -> int:
+    """The stride of a convolution or pooling, for `strided`; 1 of a module that has none.
+
+    Raises:
+        ValueError: one stride goes down and another to the right.
+    """
+    down, right = pair(getattr(module, "stride", 1))
+    if down != right:
+        raise ValueError(f"{module} must have the same stride down and to the right")
+    return down
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """What an option of a convolution or pooling is, down and to the right."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def nearest(extents: Tensor, canvas: tuple[int, int], grid: tuple[int, int]) -> Tensor:

@@ -1,6 +1,4 @@
-"""What the operations for convolution with bias, sum and ReLU share: choice and checks."""
-
-from collections.abc import Mapping
+"""What the operations for convolution share: when they are faster, checks, and their outputs."""
 
 import torch
 from torch import Tensor
@@ -8,14 +6,17 @@ from torch import Tensor
 from ..reference.packed import OUTPUT_STEP, in_word
 from ._library import check_floating, compiled_inference_dtypes
 
-# Those with kernels that are faster than oneDNN: not bfloat16 on CPUs with AMX, whose products are
-# many times as fast.
-_AMX = {torch.bfloat16} if torch.cpu._is_amx_tile_supported() else set()
-FASTER_DTYPES = compiled_inference_dtypes() - _AMX
+# Dtypes with kernels that are faster than oneDNN: float32 on CPUs with AVX-512, bfloat16 on those
+# with AVX512-BF16 but without AMX, whose products are many times as fast.
+_LEFT_TO_AMX = {torch.bfloat16} if torch.cpu._is_amx_tile_supported() else set()
+FASTER_DTYPES = compiled_inference_dtypes() - _LEFT_TO_AMX
 
 
 def kernel_is_faster(x: Tensor, weight: Tensor, input_step: int) -> bool:
-    """Whether there is a kernel for inputs and weights like these, and faster than torch's.
+    """Whether there is a kernel for inputs and weights like these, and faster than oneDNN's.
+
+    It is asked of dtype, channels and CPU alone, and not of the size or number of images, so that
+    one gives the same alone and in a batch.
 
     Args:
         x: the inputs.
@@ -49,15 +50,16 @@ def check_weight(weight: Tensor, kernel: tuple[int, ...], input_step: int) -> No
         )
 
 
-def check_problem(
+def check_convolution(
     operation: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     other: Tensor | None,
-    planes: tuple[int, ...],
-    stride: int,
+    *,
     input_step: int,
+    planes: tuple[int, ...] = (),
+    stride: int = 1,
 ) -> None:
     """Checks the tensors of a convolution with packed weights.
 
@@ -67,8 +69,9 @@ def check_problem(
         weight: (O / 64, *planes, I / w, 64, w), w being `in_word`.
         bias: (O,).
         other: (B, O, H', W') with sides a `stride`-th of those of `x`, rounded up; None for none.
-        planes, stride: what the shapes depend on.
         input_step: what I must be a multiple of.
+        planes: numbers of matrices O x I that the weights consist of, where they are several.
+        stride: of rows and columns.
 
     Raises:
         TypeError: dtypes that differ or are not supported.
@@ -80,33 +83,40 @@ def check_problem(
         raise ValueError(
             f"x has shape {tuple(x.shape)}: expected (B, I, H, W), I a multiple of {input_step}."
         )
-    images, inputs, height, width = x.shape
-    strips = weight.shape[0] if weight.ndim else 0
-    outputs, word = strips * OUTPUT_STEP, in_word(x.dtype)
-    sides = output_sides(height, width, stride)
-    expected = {
-        "weight": (strips, *planes, inputs // word, OUTPUT_STEP, word),
-        "bias": (outputs,),
-        "other": (images, outputs, *sides),
-    }
-    given = {"weight": weight, "bias": bias} | ({} if other is None else {"other": other})
-    check_arguments(operation, x, given, expected)
+    words = (*planes, x.shape[1] // in_word(x.dtype))
+    check_arguments(operation, x, weight, bias, other, words=words, stride=stride)
 
 
 def check_arguments(
-    operation: str, x: Tensor, given: Mapping[str, Tensor], expected: Mapping[str, tuple]
+    operation: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    other: Tensor | None = None,
+    *,
+    words: tuple[int, ...],
+    stride: int = 1,
 ) -> None:
     """Checks what comes to an operation beside its inputs.
 
     Args:
-        operation: its name, for an error.
-        x: the inputs.
-        given: the others by their names.
-        expected: shapes by names.
+        operation, bias, other, stride: as in `check_convolution`.
+        x: the inputs, checked.
+        weight: (O / 64, *words, 64, w).
+        words: numbers of words of 32 bits that the weights of one output fill, in as many
+            dimensions as they have.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `check_problem`.
+        TypeError, ValueError, RuntimeError: as `check_convolution`.
     """
+    strips = weight.shape[0] if weight.ndim else 0
+    outputs = strips * OUTPUT_STEP
+    expected = {
+        "weight": (strips, *words, OUTPUT_STEP, in_word(x.dtype)),
+        "bias": (outputs,),
+        "other": (x.shape[0], outputs, *output_sides(*x.shape[2:], stride)),
+    }
+    given = {"weight": weight, "bias": bias} | ({} if other is None else {"other": other})
     for name, tensor in given.items():
         if tensor.dtype != x.dtype:
             raise TypeError(f"{name} has dtype {tensor.dtype}, x {x.dtype}: use one dtype.")
@@ -115,7 +125,7 @@ def check_arguments(
         if tuple(tensor.shape) != expected[name]:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}: x {tuple(x.shape)} and weight "
-                f"{tuple(given['weight'].shape)} need {expected[name]}."
+                f"{tuple(weight.shape)} need {expected[name]}."
             )
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *given.values())):
         raise RuntimeError(
@@ -125,7 +135,7 @@ def check_arguments(
 
 
 def empty_outputs(x: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """A tensor as a convolution of `x` gives, channels last."""
+    """A tensor (B, O, H', W') as a convolution of `x` (B, I, H, W) gives, channels last."""
     shape = (x.shape[0], bias.shape[0], *output_sides(*x.shape[2:], stride))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from ..reference import packed
 from ..reference import pointwise as reference
-from ._convolution import check_problem, check_weight, empty_outputs, kernel_is_faster
+from ..reference.packed import in_word, packed
+from ._convolution import check_convolution, check_weight, empty_outputs, kernel_is_faster
 from ._library import TORCH_ELSEWHERE, define
 
 
@@ -13,11 +13,9 @@ def pointwise_is_faster(
 ) -> bool:
     """Whether `pointwise_convolution` or `pointwise_linear` computes a product faster than torch.
 
-    They do on CPUs with AVX-512 in float32 and with AVX512-BF16 in bfloat16, but not in bfloat16 on
-    CPUs with AMX. Over the 1x1 convolutions of DETR-R50 they take 0.75 to 0.9 of oneDNN's time, the
-    less the busier the memory is (two cores of an AMD EPYC, Zen 5); other CPUs were not measured.
-    Nothing here depends on the sizes of images or on their number, so that one gets the same alone
-    and in a batch.
+    They do in the `FASTER_DTYPES` of this CPU. Over the 1x1 convolutions of DETR-R50 they take 0.75
+    to 0.9 of oneDNN's time, the less the busier the memory is (two cores of an AMD EPYC, Zen 5);
+    other CPUs were not measured.
 
     Args:
         x: (B, I, H, W) for a convolution, (..., I) for a linear layer.
@@ -28,7 +26,7 @@ def pointwise_is_faster(
         tuple(weight.shape[2:]) in ((1, 1), ())
         and stride[0] == stride[1]
         and tuple(padding) == (0, 0)
-        and kernel_is_faster(x, weight, packed.in_word(x.dtype))
+        and kernel_is_faster(x, weight, in_word(x.dtype))
     )
 
 
@@ -45,8 +43,8 @@ def pointwise_weight(weight: Tensor) -> Tensor:
         TypeError: `weight` is not floating point.
         ValueError: a shape that does not fit.
     """
-    check_weight(weight, (1, 1) if weight.ndim == 4 else (), packed.in_word(weight.dtype))
-    return packed.packed(weight.flatten(1))
+    check_weight(weight, (1, 1) if weight.ndim == 4 else (), in_word(weight.dtype))
+    return packed(weight.flatten(1))
 
 
 def pointwise_convolution(
@@ -118,8 +116,10 @@ def _check(
 ) -> None:
     if stride < 1:
         raise ValueError(f"stride is {stride}: use 1 or more.")
-    step = packed.in_word(x.dtype)
-    check_problem("pointwise_convolution", x, weight, bias, other, (), stride, step)
+    step = in_word(x.dtype)
+    check_convolution(
+        "pointwise_convolution", x, weight, bias, other, input_step=step, stride=stride
+    )
 
 
 _PROBLEM = "Tensor x, Tensor weight, Tensor bias, SymInt stride, bool relu"

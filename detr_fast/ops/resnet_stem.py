@@ -3,21 +3,33 @@
 import torch
 from torch import Tensor
 
-from ..reference import packed
 from ..reference import resnet_stem as reference
-from ._convolution import check_arguments, check_weight, kernel_is_faster
+from ..reference.packed import OUTPUT_STEP
+from ._convolution import check_arguments, empty_outputs, kernel_is_faster
 from ._library import TORCH_ELSEWHERE, check_floating, define
 
 
-def resnet_stem_is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether `resnet_stem` has a kernel for these images, faster than torch's operations.
+def resnet_stem_is_faster(
+    x: Tensor, weight: Tensor, convolution: tuple, maximum: tuple | None
+) -> bool:
+    """Whether `resnet_stem` computes how a network begins, and faster than torch's operations do.
+
+    It does in the `FASTER_DTYPES` of this CPU.
 
     Args:
-        x: (B, 3, H, W).
-        weight: of the convolution, (O, 3, 7, 7), not packed.
+        x: (B, I, H, W).
+        weight: of the convolution, (O, I, h, w), not packed.
+        convolution: its stride, padding and dilation, each down and to the right.
+        maximum: what `max_pool2d` takes after its input: kernel, stride, padding and dilation, each
+            down and to the right, `ceil_mode` and `return_indices`; None where something else
+            follows.
     """
-    kernel = (reference.CHANNELS, *reference.KERNEL)
-    return tuple(weight.shape[1:]) == kernel and kernel_is_faster(x, weight, reference.CHANNELS)
+    return (
+        tuple(weight.shape[1:]) == (reference.CHANNELS, *reference.KERNEL)
+        and convolution == reference.CONVOLUTION
+        and maximum == reference.MAXIMUM
+        and kernel_is_faster(x, weight, reference.CHANNELS)
+    )
 
 
 def resnet_stem_weight(weight: Tensor) -> Tensor:
@@ -33,9 +45,13 @@ def resnet_stem_weight(weight: Tensor) -> Tensor:
         TypeError: `weight` is not floating point.
         ValueError: a shape that does not fit.
     """
-    check_weight(weight, reference.KERNEL, reference.CHANNELS)
-    if weight.shape[1] != reference.CHANNELS:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (O, 3, 7, 7).")
+    check_floating("weight", weight)
+    kernel = (reference.CHANNELS, *reference.KERNEL)
+    if tuple(weight.shape[1:]) != kernel or weight.shape[0] % OUTPUT_STEP:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}: expected (O, 3, 7, 7), O a multiple of "
+            f"{OUTPUT_STEP}."
+        )
     return reference.resnet_stem_weight(weight)
 
 
@@ -71,10 +87,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None) -> N
         raise ValueError(
             f"x has shape {tuple(x.shape)}: expected (B, 3, H, W) with a pixel at least."
         )
-    strips = weight.shape[0] if weight.ndim else 0
-    step, word = packed.OUTPUT_STEP, packed.in_word(x.dtype)
-    expected = {"weight": (strips, reference.words(x.dtype), step, word), "bias": (strips * step,)}
-    check_arguments("resnet_stem", x, {"weight": weight, "bias": bias}, expected)
+    check_arguments("resnet_stem", x, weight, bias, words=(reference.words(x.dtype),))
     if extents is None:
         return
     if extents.dtype != torch.int64:
@@ -85,16 +98,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None) -> N
         raise ValueError(f"extents have shape {tuple(extents.shape)}: expected {(len(x), 2)}.")
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None) -> Tensor:
-    sides = [(side + 3) // 4 for side in x.shape[2:]]
-    return x.new_empty((x.shape[0], bias.shape[0], *sides)).contiguous(
-        memory_format=torch.channels_last
-    )
-
-
 _operation = define(
     "resnet_stem(Tensor x, Tensor weight, Tensor bias, Tensor? extents) -> Tensor",
     reference.resnet_stem,
-    _fake,
+    lambda x, weight, bias, extents: empty_outputs(x, bias, 4),
 )
 TORCH_ELSEWHERE.add("resnet_stem")

@@ -3,11 +3,11 @@
 from torch import Tensor
 
 from ..reference import winograd as reference
-from ._convolution import check_problem, check_weight, empty_outputs, kernel_is_faster
+from ._convolution import check_convolution, check_weight, empty_outputs, kernel_is_faster
 from ._library import TORCH_ELSEWHERE, define
 
-# What the channels that go in come in multiples of.
-_CHANNEL_STEP = 16
+# What the channels of the inputs come in multiples of.
+_INPUT_STEP = 16
 
 
 def winograd_is_faster(
@@ -19,10 +19,9 @@ def winograd_is_faster(
 ) -> bool:
     """Whether `winograd_convolution` computes a convolution, and faster than torch does.
 
-    It does on CPUs with AVX-512 in float32 and with AVX512-BF16 in bfloat16; but not in bfloat16 on
-    CPUs with AMX, whose products are many times as fast. Nothing here depends on the size of the
-    images, so that one gets the same alone and in a batch: with 512 channels those below 12 x 10
-    take longer than with oneDNN, by less than half a millisecond (two cores of an AMD EPYC, Zen 5).
+    It does in the `FASTER_DTYPES` of this CPU. With 512 channels images below 12 x 10 pixels take
+    longer than with oneDNN, by less than half a millisecond (two cores of an AMD EPYC, Zen 5): that
+    the size does not count is the rule of `kernel_is_faster`.
 
     Args:
         x: (B, I, H, W).
@@ -34,7 +33,7 @@ def winograd_is_faster(
         and tuple(stride) == (1, 1)
         and tuple(padding) == tuple(dilation)
         and dilation[0] == dilation[1]
-        and kernel_is_faster(x, weight, _CHANNEL_STEP)
+        and kernel_is_faster(x, weight, _INPUT_STEP)
     )
 
 
@@ -51,7 +50,7 @@ def winograd_weight(weight: Tensor) -> Tensor:
         TypeError: `weight` is not floating point.
         ValueError: a shape that does not fit.
     """
-    check_weight(weight, (3, 3), _CHANNEL_STEP)
+    check_weight(weight, (3, 3), _INPUT_STEP)
     return reference.winograd_weight(weight)
 
 
@@ -110,7 +109,9 @@ def _check(
 ) -> None:
     if dilation < 1:
         raise ValueError(f"dilation is {dilation}: use 1 or more.")
-    check_problem("winograd_convolution", x, weight, bias, other, (16,), 1, _CHANNEL_STEP)
+    check_convolution(
+        "winograd_convolution", x, weight, bias, other, input_step=_INPUT_STEP, planes=(16,)
+    )
 
 
 _PROBLEM = "Tensor x, Tensor weight, Tensor bias, SymInt dilation, bool relu"

@@ -6,7 +6,9 @@ from torch import Tensor
 from .packed import finished, unpacked
 
 
-def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, relu: bool):
+def pointwise_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, relu: bool
+) -> Tensor:
     """`relu(conv(x) + bias)`; arguments and result as in `ops.pointwise`."""
     return finished(_convolved(x, weight, bias, stride), x.dtype, relu)
 
@@ -19,7 +21,7 @@ def pointwise_convolution_(
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """In float32 or wider."""
+    """The sums (B, O, H', W'), in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     pixels = x[..., ::stride, ::stride].to(wide)
     products = torch.einsum("bihw,oi->bohw", pixels, unpacked(weight).to(wide))

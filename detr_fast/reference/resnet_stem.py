@@ -8,6 +8,11 @@ from .packed import in_word, packed, unpacked
 from .zero_outside import zero_outside_
 
 KERNEL, CHANNELS = (7, 7), 3
+# What `conv2d` takes after the bias: stride, padding and dilation, down and to the right.
+CONVOLUTION = ((2, 2), (3, 3), (1, 1))
+# What `max_pool2d` takes after its input: kernel, stride, padding and dilation, down and to the
+# right, `ceil_mode` and `return_indices`.
+MAXIMUM = ((3, 3), (2, 2), (1, 1), (1, 1), False, False)
 # Numbers of a row of the kernel.
 _IN_ROW = KERNEL[1] * CHANNELS
 
@@ -35,11 +40,9 @@ def resnet_stem(x: Tensor, weight: Tensor, bias: Tensor, extents: Tensor | None)
     """Arguments and result as in `ops.resnet_stem`."""
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = unpacked(weight).unflatten(1, (KERNEL[0], -1))
-    kernel = rows[..., :_IN_ROW].unflatten(2, (KERNEL[1], CHANNELS))
-    convolved = F.conv2d(
-        x.to(wide), kernel.permute(0, 3, 1, 2).to(wide), bias.to(wide), 2, 3
-    ).relu()
+    kernel = rows[..., :_IN_ROW].unflatten(2, (KERNEL[1], CHANNELS)).permute(0, 3, 1, 2)
+    convolved = F.conv2d(x.to(wide), kernel.to(wide), bias.to(wide), *CONVOLUTION).relu()
     if extents is not None:
         zero_outside_(convolved, -(-extents // 2))
-    pooled = F.max_pool2d(convolved, 3, 2, 1).to(x.dtype)
+    pooled = F.max_pool2d(convolved, *MAXIMUM).to(x.dtype)
     return pooled.contiguous(memory_format=torch.channels_last)

@@ -71,7 +71,11 @@ def winograd_convolution_(
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    """In float32 or wider; between the transforms the inputs have the type of `x`."""
+    """The sums (B, O, H, W), in float32 or wider; transformed inputs have the dtype of `x`.
+
+    In the products b is an image, c a channel that goes in and o one that comes out, p and q say
+    which of the interleaved images, y and x which tile, and i, j, k and l are places in a tile.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     of_inputs, of_outputs = (
         torch.tensor(matrix, dtype=wide, device=x.device) for matrix in (INPUTS, OUTPUTS)
