@@ -1,5 +1,6 @@
-// The module detr_fast._C: what it was built with, and the NumPy entry of the solver. Operations on
-// tensors are not here: each file of cpu/ and cuda/ registers its own with torch's dispatcher.
+// The module detr_fast._C: what it was built with, the NumPy entry of the solver, and the memory of
+// outputs. Operations on tensors are not here: each file of cpu/ and cuda/ registers its own with
+// torch's dispatcher.
 
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "cpu/kernels.h"
 
 void bind_linear_sum_assignment(pybind11::module_& module);
+void bind_output_memory(pybind11::module_& module);
 
 namespace {
 
@@ -61,4 +63,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "Compiled kernels of detr_fast; loading it registers them with torch.";
   module.def("build_info", &build_info, "What this module was compiled with, as a dict.");
   bind_linear_sum_assignment(module);
+  bind_output_memory(module);
 }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernel_choice.h"
+#include "output_memory.h"
 #include "parallel.h"
 
 namespace detr_fast {
@@ -63,7 +64,7 @@ Result attend_all(const AttentionKernel& kernel, const at::Tensor& query, const 
                   int64_t columns) {
   const int64_t images = query.size(0), heads = query.size(1), queries = query.size(2);
   const int64_t size = query.size(3);
-  at::Tensor out = at::empty({images, queries, heads, size}, query.options()).transpose(1, 2);
+  at::Tensor out = new_output({images, queries, heads, size}, query.options()).transpose(1, 2);
   at::Tensor logsumexp = at::empty({images, heads, queries}, query.options().dtype(at::kFloat));
   char* out_to = static_cast<char*>(out.mutable_data_ptr());
   float* logsumexp_to = logsumexp.mutable_data_ptr<float>();

@@ -114,7 +114,8 @@ struct Attention {
   // scores[query][key] of a tile of queries with `Vectors` vectors of keys. Not inlined, so that
   // nothing else takes the registers of its sums.
   template <int Vectors>
-  [[gnu::noinline]] static void score(const uint32_t* query, const uint32_t* keys, int64_t words, float* scores) {
+  [[gnu::noinline]] static void score(const uint32_t* query, const uint32_t* keys, int64_t words,
+                                      float* scores) {
     __m512 sums[kTile][Vectors];
 #pragma GCC unroll 12
     for (int q = 0; q < kTile; ++q) {
@@ -210,8 +211,9 @@ struct Attention {
 
   // Adds the values of a block of keys to `Vectors` vectors of the sums of a tile of queries.
   template <int Vectors>
-  [[gnu::noinline]] static void add_values(const uint32_t* weights, const uint32_t* values, int64_t words,
-                         int64_t head_size, const float* corrections, float* out) {
+  [[gnu::noinline]] static void add_values(const uint32_t* weights, const uint32_t* values,
+                                           int64_t words, int64_t head_size,
+                                           const float* corrections, float* out) {
     __m512 sums[kTile][Vectors];
 #pragma GCC unroll 12
     for (int q = 0; q < kTile; ++q) {

@@ -4,11 +4,13 @@
 
 #include <ATen/ATen.h>
 
+#include "output_memory.h"
+
 namespace detr_fast {
 
-// New memory for the outputs, channels last.
+// The outputs, channels last.
 inline at::Tensor empty_outputs(const at::Tensor& x, at::IntArrayRef shape) {
-  return at::empty(shape, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  return new_output(shape, x.options(), at::MemoryFormat::ChannelsLast);
 }
 
 // Calls add_to(tensor) with `other` or, unless that is channels last, with a copy in its place.

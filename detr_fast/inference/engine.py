@@ -18,6 +18,7 @@ from .fused_transformer import FusedTransformer
 from .graphs import Graphs
 from .linear import FusedLinear
 from .loading import Preprocess
+from .output_memory import OutputMemory
 from .recent import Recent
 from .token_layout import PackedTokens, PaddedTokens
 
@@ -42,7 +43,8 @@ class Engine(nn.Module):
     stay there. "fp32" is all of float32 on a GPU, too, whatever torch may round there by default.
 
     On CUDA it captures graphs, each for all image sizes that fit on a canvas, see `graphs`; call it
-    from one stream at a time. On a CPU `kept_memory.keep_freed_memory` makes it faster.
+    from one stream at a time. On a CPU it keeps the memory of its large features from call to call,
+    see `output_memory`.
 
     Args:
         model: a `DETR`, whose `exact_batches` the engine takes over.
@@ -106,6 +108,7 @@ class Engine(nn.Module):
             )
             self.class_embed, self.bbox_embed = source.class_embed, source.bbox_embed
         self._max_graphs, self._short_side = max_graphs, short_side
+        self._memory = OutputMemory()
         self._positions: Recent[tuple[int, int], Tensor] = Recent(
             _KEPT_POSITIONS, attrgetter("nbytes")
         )
@@ -164,7 +167,8 @@ class Engine(nn.Module):
             # In one step this takes three times as long on a CPU.
             images = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
             positions = self.positions(tuple(images.shape[-2:])) if extents is None else None
-            return self.run(images, extents, positions, self.exact_batches)
+            with self._memory.used():
+                return self.run(images, extents, positions, self.exact_batches)
 
     def _arithmetic(self) -> AbstractContextManager:
         """What "fp32" means on a GPU, where torch would round."""
