@@ -1,16 +1,19 @@
-"""`detr-fast bench` beside the DETR of Hugging Face transformers, in one run.
+"""`detr-fast bench` beside the DETR of Hugging Face transformers and OpenVINO, in one run.
 
     OMP_NUM_THREADS=2 python benchmarks/bench_inference.py --output benchmarks/results/MACHINE
 
 Takes the options of `detr-fast bench`; torch.compile is timed too unless `--compile none` says
 otherwise. transformers runs with its SDPA attention and the very weights of our model, so that its
-answers are checked like all others; in 16 bits all of it is, channels last.
+answers are checked like all others; in 16 bits all of it is, channels last. OpenVINO, on a CPU
+only, runs that same model.
 """
 
 from collections.abc import Sequence
 from functools import partial
 
 import torch
+from openvino_detr import PRECISIONS as OPENVINO_PRECISIONS
+from openvino_detr import openvino_detr
 from transformers_detr import transformers_detr
 
 from detr_fast.cli import bench
@@ -35,8 +38,17 @@ def transformers(model: DETR, precision: str) -> Implementation:
     return Implementation(precision, run, Stages(run, ends))
 
 
-def peers(precisions: Sequence[str]) -> dict[str, Maker]:
-    return {f"transformers {name}": partial(transformers, precision=name) for name in precisions}
+def openvino(model: DETR, precision: str) -> Implementation:
+    return Implementation(precision, openvino_detr(model, precision))
+
+
+def peers(precisions: Sequence[str], device: torch.device) -> dict[str, Maker]:
+    made = {f"transformers {name}": partial(transformers, precision=name) for name in precisions}
+    if device.type == "cpu":
+        for name in precisions:
+            if name in OPENVINO_PRECISIONS:
+                made[f"openvino {name}"] = partial(openvino, precision=name)
+    return made
 
 
 def main() -> int:

@@ -27,7 +27,8 @@ from detr_fast.inference.benchmark.implementations import REFERENCE, model_to_ti
 from detr_fast.inference.benchmark.memory import with_peak_memory
 from detr_fast.inference.benchmark.noise import noise_image
 from detr_fast.inference.benchmark.run import BenchmarkRequest, run_benchmark
-from detr_fast.inference.verify import LIMITS, compare_outputs
+from detr_fast.inference.engine import cpu_has_bf16
+from detr_fast.inference.verify import LIMITS, Parity, compare_outputs
 from detr_fast.models.catalogue import ZOO
 from detr_fast.models.work import MatrixProduct, Work, count_work
 from detr_fast.models.zoo import build_model
@@ -218,7 +219,7 @@ class Wrong(nn.Module):
         return {**outputs, "pred_logits": outputs["pred_logits"].roll(1, -1)}
 
 
-def wrong_or_absent(precisions):
+def wrong_or_absent(precisions, device):
     def absent(model):
         raise ImportError("No module named 'of_others'")
 
@@ -241,22 +242,52 @@ def test_what_is_wrong_or_absent_is_said_and_not_timed(precision, capsys):
     assert "| wrong" not in printed
 
 
-def test_transformers_has_the_answers_of_the_model_whose_weights_it_takes():
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    pytest.importorskip("timm", reason="timm is not installed")
+# More sizes than OpenVINO gets programs for, and the first again.
+SIZES = [(1, 96, 128), (2, 96, 128), (1, 64, 100), (3, 75, 64), (1, 90, 90), (1, 96, 128)]
+
+
+@torch.inference_mode()
+def parity_of_peer(of: str, precision: str) -> tuple[implementations.Implementation, Parity]:
+    for package in {"transformers", "timm", of}:
+        pytest.importorskip(package, reason=f"{package} is not installed")
     from bench_inference import peers
 
+    torch.manual_seed(0)
     model = build_model("detr_resnet50", enc_layers=1, dec_layers=1).eval()
+    theirs = peers([precision], CPU)[f"{of} {precision}"](model)
+    batches = [list(torch.randn(count, 3, *size)) for count, *size in SIZES]
+    return theirs, compare_outputs([(model(images), theirs.run(images)) for images in batches])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_transformers_has_the_answers_of_the_model_whose_weights_it_takes(precision):
+    theirs, parity = parity_of_peer("transformers", precision)
+    assert parity.faults(precision) == []
+    run, ends = theirs.stages.run, theirs.stages.ends
     images = [torch.randn(3, 96, 128)]
     with torch.inference_mode():
-        expected = model(images)
-        for make in peers(["fp32", "bf16"]).values():
-            theirs = make(model)
-            parity = compare_outputs([(expected, theirs.run(images))])
-            assert parity.faults(theirs.precision) == []
-            run, ends = theirs.stages.run, theirs.stages.ends
-            stages = timing.stage_times(lambda run=run: run(images), ends, "heads", CPU)
-            assert list(stages) == ["backbone", "encoder", "decoder", "heads"]
+        stages = timing.stage_times(lambda: run(images), ends, "heads", CPU)
+    assert list(stages) == ["backbone", "encoder", "decoder", "heads"]
+
+
+def test_openvino_has_the_answers_of_the_model_whose_weights_it_takes():
+    _, parity = parity_of_peer("openvino", "fp32")
+    assert parity.faults("fp32") == []
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no instructions for bf16")
+def test_openvino_rounds_to_bf16():
+    """Somewhat more than an engine may."""
+    _, parity = parity_of_peer("openvino", "bf16")
+    assert 1e-3 < parity.logits_error < 0.1
+    assert 1e-3 < parity.boxes_error < 0.1
+
+
+def test_openvino_runs_on_a_cpu_only():
+    from bench_inference import peers
+
+    assert list(peers(["fp16"], CPU)) == ["transformers fp16"]
+    assert list(peers(["bf16"], torch.device("cuda"))) == ["transformers bf16"]
 
 
 # Record and report

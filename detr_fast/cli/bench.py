@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 
 def add_parser(subparsers) -> None:
@@ -16,7 +16,7 @@ def add_parser(subparsers) -> None:
         "to boxes, the share of the roofline that is measured in the same run, and peak memory, "
         "beside what the paper and others published. Answers are compared with the plain model's "
         "first; what is wrong is not timed, and the exit code is 1. The same beside Hugging Face "
-        "transformers: benchmarks/bench_inference.py in a checkout.",
+        "transformers and OpenVINO: benchmarks/bench_inference.py in a checkout.",
     )
     add_options(parser)
 
@@ -71,12 +71,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, peers: Callable[[Sequence[str]], Mapping] | None = None) -> int:
+def run(args: argparse.Namespace, peers: Callable | None = None) -> int:
     """Runs the benchmark.
 
     Args:
         args: of `add_options`.
-        peers: for precisions, further implementations by name; see `implementations.Maker`.
+        peers: as of `run_benchmark`.
     """
     from ..inference.benchmark.report import render, write
     from ..inference.benchmark.run import BenchmarkRequest, run_benchmark

@@ -128,7 +128,7 @@ def _record(setting: Setting, name: str, batch: int, compiled: bool) -> dict:
     if compiled:
         made = {who: made[who] for who in (REFERENCE, f"compiled {precisions[0]}")}
     else:
-        made |= peers(precisions)
+        made |= peers(precisions, torch.device(setting.device))
     workload = fixed_size(batch, ROUNDS)
     if batch == ZOO_PROTOCOL:
         workload = zoo_protocol(setting.size(100, 2))

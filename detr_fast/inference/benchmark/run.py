@@ -47,7 +47,7 @@ class BenchmarkRequest:
 def run_benchmark(
     request: BenchmarkRequest,
     device: torch.device,
-    peers: Callable[[Sequence[str]], Mapping[str, Maker]] | None = None,
+    peers: Callable[[Sequence[str], torch.device], Mapping[str, Maker]] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Measures what is asked for.
@@ -55,7 +55,7 @@ def run_benchmark(
     Args:
         request: what to measure.
         device: where.
-        peers: for precisions, implementations beside those of this package, by name.
+        peers: for precisions and a device, implementations beside those of this package, by name.
         say: called with a line before each step.
 
     Returns:
@@ -77,7 +77,7 @@ def run_benchmark(
         raise ValueError("keep_memory: this process cannot keep its memory")
     made = makers(precisions, request.compile_mode, request.short_side)
     if peers is not None:
-        made |= peers(precisions)
+        made |= peers(precisions, device)
     pipeline = Pipeline(preprocess_for(request.short_side), device)
     measured = measure(request.models, made, precisions, workloads, pipeline, request.weights, say)
     settings = {
@@ -115,7 +115,7 @@ def _about(device: torch.device) -> dict:
     """The machine and the state of things, before anything runs."""
     # Neither how the package was built nor where a toolkit lies decides these times.
     known = {k: v for k, v in environment().items() if k not in ("build", "operations")}
-    packages = ("torch", "torchvision", "triton", "transformers", "timm")
+    packages = ("torch", "torchvision", "triton", "transformers", "timm", "openvino")
     return {
         "device": str(device),
         "environment": known,
