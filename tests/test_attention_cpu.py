@@ -6,10 +6,15 @@ import pytest
 import tolerances
 import torch
 import torch.nn.functional as F
-from fresh_process import run_python
+from cpu_kernels import (
+    assert_ignores_threads,
+    assert_kernel_where_wanted,
+    capabilities,
+    compiled_dtypes,
+    needs_kernel,
+)
 from torch import Tensor
 
-from detr_fast.ops import attention as module
 from detr_fast.ops.attention import attention
 from detr_fast.reference import attention as reference
 
@@ -30,13 +35,6 @@ def problem(queries=7, head_size=16, dtype=torch.float32, grid=GRID, images=4):
 
 def close(actual, wanted, atol):
     torch.testing.assert_close(actual, wanted, rtol=0, atol=atol)
-
-
-COMPILED = sorted(module._COMPILED_DTYPES, key=str)
-needs_kernel = pytest.mark.skipif(not COMPILED, reason="no kernel for this CPU")
-compiled_dtypes = pytest.mark.parametrize(
-    "dtype", COMPILED or [pytest.param(None, marks=needs_kernel)], ids=str
-)
 
 
 def run_kernel(*arguments, **options) -> Tensor:
@@ -112,13 +110,7 @@ def test_ignores_batch_and_threads(dtype):
     for b in range(len(extents)):
         alone = (x[b : b + 1] for x in (query, key, value, extents))
         assert torch.equal(run_kernel(*alone, grid)[0], together[b])
-    threads = torch.get_num_threads()
-    try:
-        for other in (1, 2, 3):
-            torch.set_num_threads(other)
-            assert torch.equal(run_kernel(query, key, value, extents, grid), together)
-    finally:
-        torch.set_num_threads(threads)
+    assert_ignores_threads(lambda: run_kernel(query, key, value, extents, grid), together)
 
 
 @compiled_dtypes
@@ -209,11 +201,9 @@ def test_stands_in_a_graph(dtype):
 
 
 @needs_kernel
-def test_no_kernel_where_the_instructions_are_not_wanted(tmp_path):
-    code = "import torch; from detr_fast.ops import attention as a\n"
+@capabilities
+def test_no_kernel_where_the_instructions_are_not_wanted(capability, kernel, tmp_path):
+    code = "from detr_fast.ops import attention as a\n"
     code += "q = torch.ones(1, 1, 2, 16); assert a.attention(q, q, q).eq(1).all()\n"
-    code += "assert not a._COMPILED_DTYPES\n"
-    code += "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
-    code += "assert not has('detr_fast::attention', 'CPU')"
-    done = run_python(code, tmp_path, DETR_FAST_CPU_CAPABILITY="avx2")
-    assert done.returncode == 0, done.stderr
+    code += "assert bool(a._COMPILED_DTYPES) == kernel"
+    assert_kernel_where_wanted("attention", capability, kernel, code, tmp_path)
