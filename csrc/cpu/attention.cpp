@@ -108,10 +108,10 @@ Result attend_all(const AttentionKernel& kernel, const at::Tensor& query, const 
 Result attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                  const std::optional<at::Tensor>& extents, int64_t columns, double dropout,
                  const std::optional<at::Tensor>& seed) {
-  const auto kernel = kernel_for(query, avx512_attention, avx512bf16_attention);
-  if (kernel && fits_a_kernel(query, dropout)) {
-    return attend_all(*kernel, dense_heads(query), dense_heads(key), dense_heads(value), extents,
-                      columns);
+  const InferenceKernels* kernels = inference_kernels(query);
+  if (kernels && fits_a_kernel(query, dropout)) {
+    return attend_all(kernels->attention, dense_heads(query), dense_heads(key), dense_heads(value),
+                      extents, columns);
   }
   const auto results = call_reference("detr_fast::attention", query, key, value, extents, columns,
                                       dropout, seed);

@@ -38,7 +38,4 @@ struct AttentionKernel {
   void (*attend)(const QueryBlock&, const HeadKeys&, const uint32_t* packed);
 };
 
-const AttentionKernel* avx512_attention();
-const AttentionKernel* avx512bf16_attention();
-
 }  // namespace detr_fast

@@ -14,14 +14,9 @@
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-constexpr int kLanes = 16;
-// 24 sums in registers hide the latency of the multiply-adds: 12 queries by 2 vectors of keys or of
-// the head.
-constexpr int kTile = 12, kStrip = 2;
 // Keys between two corrections of the sums; with their values they stay in the nearest caches while
 // every tile of the queries passes over them.
 constexpr int kKeyBlock = 256;
-static_assert(kQueryBlock % kTile == 0 && kKeyBlock % (kLanes * kStrip) == 0);
 
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -77,6 +72,10 @@ template <class Format>
 struct Attention {
   using Element = typename Format::Element;
   static constexpr int kInWord = Format::kInWord;
+  // 24 sums in registers hide the latency of the multiply-adds: 12 queries by 2 vectors of keys or
+  // of the head.
+  static constexpr int kTile = 12, kStrip = 2;
+  static_assert(kQueryBlock % kTile == 0 && kKeyBlock % (kLanes * kStrip) == 0);
 
   static int64_t head_words(int64_t head_size) { return head_size / kInWord; }
 
@@ -107,7 +106,7 @@ struct Attention {
         const auto* first = static_cast<const Element*>(head.value);
         from[j] = i + j < head.count ? first + place(i + j) * head.value_stride : nullptr;
       }
-      for (int64_t d = 0; d < head.head_size; d += kLanes) Format::pack_values(from, d, to + d);
+      for (int64_t d = 0; d < head.head_size; d += kLanes) Format::interleave(from, d, to + d);
     }
   }
 
@@ -186,7 +185,7 @@ struct Attention {
         weight[j] = exp2(_mm512_mul_ps(_mm512_sub_ps(score, shift), factor));
         total = _mm512_add_ps(total, weight[j]);
       }
-      Format::store_weights(weight, weights + v / kInWord * kLanes);
+      Format::store_words(weight, weights + v / kInWord * kLanes);
     }
     return sum_of(total);
   }

@@ -1,4 +1,5 @@
-// What runs an operation: the kernel for this CPU and dtype or, without one, its reference.
+// What runs an operation for inference: a kernel for this CPU and dtype or, without one, its
+// reference.
 
 #pragma once
 
@@ -8,15 +9,15 @@
 
 #include <utility>
 
+#include "inference_kernels.h"
 #include "kernels.h"
 
 namespace detr_fast {
 
-// The kernel for a dtype on this CPU, or null; also null where the compiler has none to offer.
-template <class Kernel>
-Kernel kernel_for(const at::Tensor& x, Kernel (*of_float)(), Kernel (*of_bfloat16)()) {
-  if (x.scalar_type() == at::kFloat && cpu_uses_avx512()) return of_float();
-  if (x.scalar_type() == at::kBFloat16 && cpu_uses_avx512bf16()) return of_bfloat16();
+// The kernels for tensors like `x` on this CPU, or null.
+inline const InferenceKernels* inference_kernels(const at::Tensor& x) {
+  if (x.scalar_type() == at::kFloat && cpu_uses_avx512()) return avx512_inference();
+  if (x.scalar_type() == at::kBFloat16 && cpu_uses_avx512bf16()) return avx512bf16_inference();
   return nullptr;
 }
 

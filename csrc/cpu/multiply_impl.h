@@ -13,7 +13,6 @@
 namespace detr_fast {
 namespace DETR_FAST_CAPABILITY {
 
-constexpr int kLanes = 16;
 // 24 sums in registers hide the latency of the multiply-adds: 6 rows by 4 vectors of outputs.
 constexpr int kTile = kTileRows, kStrip = kOutputStep / kLanes;
 static_assert(kOutputStep % kLanes == 0);

@@ -10,6 +10,8 @@
 namespace detr_fast {
 namespace avx512bf16 {
 
+constexpr int kLanes = 16;  // words of 32 bits in a vector
+
 // A word is a pair, the first number in the lower half.
 struct BFloat16 {
   using Element = uint16_t;
@@ -26,6 +28,16 @@ struct BFloat16 {
   }
   static __m512 multiply_add(__m512 sum, __m512i a, __m512i b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+
+  // As those of `avx512::Float`.
+  static void interleave(const uint16_t* const (&rows)[2], int64_t i, uint32_t* to) {
+    const __m512i second = rows[1] ? widened(rows[1] + i) : _mm512_setzero_si512();
+    _mm512_storeu_si512(to, _mm512_or_si512(widened(rows[0] + i),
+                                            _mm512_maskz_slli_epi32(0xffff, second, 16)));
+  }
+  static void store_words(const __m512 (&numbers)[2], uint32_t* to) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(numbers[1], numbers[0]));
   }
 };
 

@@ -59,26 +59,26 @@ void convolve(PointwiseKernel kernel, const at::Tensor& x, const at::Tensor& wei
 
 at::Tensor pointwise_convolution(const at::Tensor& x, const at::Tensor& weight,
                                  const at::Tensor& bias, int64_t stride, bool relu) {
-  const auto found = kernel_for(x, avx512_pointwise, avx512bf16_pointwise);
-  if (!found) {
+  const InferenceKernels* kernels = inference_kernels(x);
+  if (!kernels) {
     const char* name = "detr_fast::pointwise_convolution";
     return call_reference(name, x, weight, bias, stride, relu)[0].toTensor();
   }
   const auto side = [&](int64_t dim) { return divided_up(x.size(dim), stride); };
   at::Tensor out = empty_outputs(x, {x.size(0), bias.size(0), side(2), side(3)});
-  convolve(found, x, weight, bias, stride, relu, false, out);
+  convolve(kernels->pointwise, x, weight, bias, stride, relu, false, out);
   return out;
 }
 
 void pointwise_convolution_(at::Tensor& other, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& bias, int64_t stride, bool relu) {
-  const auto found = kernel_for(x, avx512_pointwise, avx512bf16_pointwise);
-  if (!found) {
+  const InferenceKernels* kernels = inference_kernels(x);
+  if (!kernels) {
     call_reference("detr_fast::pointwise_convolution_", other, x, weight, bias, stride, relu);
     return;
   }
   add_in_place(other, [&](at::Tensor& sum) {
-    convolve(found, x, weight, bias, stride, relu, true, sum);
+    convolve(kernels->pointwise, x, weight, bias, stride, relu, true, sum);
   });
 }
 

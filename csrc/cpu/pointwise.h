@@ -30,7 +30,4 @@ struct PointwiseBlock {
 
 using PointwiseKernel = void (*)(const PointwiseProblem&, const PointwiseBlock&);
 
-PointwiseKernel avx512_pointwise();
-PointwiseKernel avx512bf16_pointwise();
-
 }  // namespace detr_fast

@@ -34,8 +34,8 @@ void run(const StemKernel& kernel, const StemProblem& problem, int64_t rows) {
 
 at::Tensor resnet_stem(const at::Tensor& images, const at::Tensor& weight, const at::Tensor& bias,
                        const std::optional<at::Tensor>& extents) {
-  const auto found = kernel_for(images, avx512_stem, avx512bf16_stem);
-  if (!found) {
+  const InferenceKernels* kernels = inference_kernels(images);
+  if (!kernels) {
     const char* name = "detr_fast::resnet_stem";
     return call_reference(name, images, weight, bias, extents)[0].toTensor();
   }
@@ -55,7 +55,7 @@ at::Tensor resnet_stem(const at::Tensor& images, const at::Tensor& weight, const
   problem.height = images.size(2);
   problem.width = images.size(3);
   problem.outputs = bias.size(0);
-  run(*found, problem, out.size(2));
+  run(kernels->stem, problem, out.size(2));
   return out;
 }
 

@@ -31,7 +31,4 @@ struct StemKernel {
   void (*convolve)(const StemProblem&, int64_t image, int64_t first, int64_t count, void* storage);
 };
 
-const StemKernel* avx512_stem();
-const StemKernel* avx512bf16_stem();
-
 }  // namespace detr_fast

@@ -59,25 +59,25 @@ void convolve(const WinogradKernel& kernel, const at::Tensor& x, const at::Tenso
 
 at::Tensor winograd_convolution(const at::Tensor& x, const at::Tensor& weight,
                                 const at::Tensor& bias, int64_t dilation, bool relu) {
-  const auto found = kernel_for(x, avx512_winograd, avx512bf16_winograd);
-  if (!found) {
+  const InferenceKernels* kernels = inference_kernels(x);
+  if (!kernels) {
     const char* name = "detr_fast::winograd_convolution";
     return call_reference(name, x, weight, bias, dilation, relu)[0].toTensor();
   }
   at::Tensor out = empty_outputs(x, {x.size(0), bias.size(0), x.size(2), x.size(3)});
-  convolve(*found, x, weight, bias, dilation, relu, false, out);
+  convolve(kernels->winograd, x, weight, bias, dilation, relu, false, out);
   return out;
 }
 
 void winograd_convolution_(at::Tensor& other, const at::Tensor& x, const at::Tensor& weight,
                            const at::Tensor& bias, int64_t dilation, bool relu) {
-  const auto found = kernel_for(x, avx512_winograd, avx512bf16_winograd);
-  if (!found) {
+  const InferenceKernels* kernels = inference_kernels(x);
+  if (!kernels) {
     call_reference("detr_fast::winograd_convolution_", other, x, weight, bias, dilation, relu);
     return;
   }
   add_in_place(other, [&](at::Tensor& sum) {
-    convolve(*found, x, weight, bias, dilation, relu, true, sum);
+    convolve(kernels->winograd, x, weight, bias, dilation, relu, true, sum);
   });
 }
 

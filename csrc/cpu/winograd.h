@@ -37,7 +37,4 @@ struct WinogradKernel {
   void (*convolve)(const WinogradProblem&, int64_t first, int64_t count, void* storage);
 };
 
-const WinogradKernel* avx512_winograd();
-const WinogradKernel* avx512bf16_winograd();
-
 }  // namespace detr_fast

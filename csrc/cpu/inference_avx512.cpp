@@ -1,15 +1,14 @@
-// The convolution kernels for float32 and AVX-512.
+// The kernels for inference in float32, with AVX-512.
 // What follows the target pragma is compiled for it; the standard library is included before.
 
-#include "pointwise.h"
-#include "stem.h"
-#include "winograd.h"
+#include "inference_kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -25,9 +24,8 @@
 
 #define DETR_FAST_CAPABILITY avx512
 #include "number_avx512.h"
-#include "pointwise_impl.h"
-#include "stem_impl.h"
-#include "winograd_impl.h"
+
+#include "inference_impl.h"
 
 #ifdef __clang__
 #pragma clang attribute pop
@@ -37,16 +35,9 @@
 
 namespace detr_fast {
 
-PointwiseKernel avx512_pointwise() { return avx512::Pointwise<avx512::Float>::convolve; }
-
-const StemKernel* avx512_stem() {
-  static constexpr StemKernel kernel = avx512::make_stem<avx512::Float>();
-  return &kernel;
-}
-
-const WinogradKernel* avx512_winograd() {
-  static constexpr WinogradKernel kernel = avx512::make_winograd<avx512::Float>();
-  return &kernel;
+const InferenceKernels* avx512_inference() {
+  static constexpr InferenceKernels kernels = avx512::make_inference<avx512::Float>();
+  return &kernels;
 }
 
 }  // namespace detr_fast
@@ -55,9 +46,7 @@ const WinogradKernel* avx512_winograd() {
 
 namespace detr_fast {
 
-PointwiseKernel avx512_pointwise() { return nullptr; }
-const StemKernel* avx512_stem() { return nullptr; }
-const WinogradKernel* avx512_winograd() { return nullptr; }
+const InferenceKernels* avx512_inference() { return nullptr; }
 
 }  // namespace detr_fast
 
