@@ -365,6 +365,16 @@ def test_an_engine_packs_for_the_sizes_it_meets(precision, monkeypatch):
         assert beginning(linear.packed_for_size(rows, pytest.fail)) == beginning(best)
 
 
+def check_sum(fused: FusedLinear, linear: nn.Linear, x: torch.Tensor) -> None:
+    """With a summand that has memory of its own, and with one that has not."""
+    alone = linear(x)
+    for other in (torch.randn_like(alone), torch.randn(alone.shape[-1]).expand_as(alone)):
+        expected = alone + other
+        if fused.relu:
+            expected = expected.relu()
+        torch.testing.assert_close(fused(x, other), expected)
+
+
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("shape", [(2, 7, 5), (1, 5), (0, 5)])
@@ -376,6 +386,7 @@ def test_fused_linear(onednn, relu, shape, monkeypatch):
     expected = linear(x).relu() if relu else linear(x)
     fused = FusedLinear.of(linear, torch.float32, relu)
     torch.testing.assert_close(fused(x), expected)
+    check_sum(fused, linear, x)
     no_bias = FusedLinear(linear.weight, None, torch.float32)
     torch.testing.assert_close(no_bias(x), x @ linear.weight.T)
     fused._apply(lambda tensor: 2 * tensor)
@@ -393,6 +404,7 @@ def test_fused_linear_by_own_kernel(relu, shape, monkeypatch):
     fused = FusedLinear.of(linear, torch.float32, relu)
     no_bias = FusedLinear(linear.weight, None, torch.float32)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    check_sum(fused, linear, x)
     monkeypatch.setattr(torch.nn.functional, "linear", partial(pytest.fail, "torch's"))
     torch.testing.assert_close(fused(x), expected)
     torch.testing.assert_close(no_bias(x), without)

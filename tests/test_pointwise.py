@@ -24,6 +24,7 @@ from detr_fast.ops.pointwise import (
     pointwise_convolution_,
     pointwise_is_faster,
     pointwise_linear,
+    pointwise_linear_,
     pointwise_weight,
 )
 from detr_fast.reference import packed
@@ -101,6 +102,11 @@ def test_linear_layers_are_exact(shape, relu, dtype):
     wanted = F.linear(x.double(), weight.double(), bias.double())
     assert torch.equal(out, (wanted.relu() if relu else wanted).to(dtype))
     assert out.is_contiguous()
+    other = integers((*shape, 128), 9, dtype)
+    wanted += other.double()
+    summed = pointwise_linear_(other, x, pointwise_weight(weight), bias, relu)
+    assert summed is other
+    assert torch.equal(summed, (wanted.relu() if relu else wanted).to(dtype))
 
 
 @any_dtype
@@ -315,6 +321,13 @@ def test_what_does_not_fit_is_explained():
     assert pointwise_convolution_(other, x, laid_out, bias, 2) is other
     with pytest.raises(ValueError, match=r"other has shape .* need \(2, 64, 5, 6\)"):
         pointwise_convolution_(other, x, laid_out, bias)
+    rows, sums = x.permute(0, 2, 3, 1), torch.zeros(2, 5, 6, 64)
+    with pytest.raises(ValueError, match=r"\(2, 5, 5, 64\): x \(2, 5, 6, 16\) needs .*, contig"):
+        pointwise_linear_(sums[:, :, 1:].contiguous(), rows, laid_out, bias)
+    with pytest.raises(ValueError, match=r"\(2, 5, 6, 64\) and gaps"):
+        pointwise_linear_(sums.mT.contiguous().mT, rows, laid_out, bias)
+    with pytest.raises(ValueError, match=r"other has shape"):
+        pointwise_linear_(sums[..., 1:].contiguous(), rows, laid_out, bias)
     with pytest.raises(ValueError, match="bias is on meta"):
         pointwise_convolution(x, laid_out, bias.to("meta"))
     with pytest.raises(ValueError, match="stride is 0"):

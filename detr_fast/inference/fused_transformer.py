@@ -61,7 +61,8 @@ class FusedTransformer(nn.Module):
         """Decodes the object queries of every image.
 
         Args:
-            tokens: projected backbone features in `dtype`, as the layout has them.
+            tokens: projected backbone features in `dtype`, as the layout has them; may be
+                overwritten.
             positions: the encoding of where each token stands, in `dtype`, like `tokens` or
                 (1, L, E) for all images.
             layout: where the tokens of each image are.
@@ -75,7 +76,8 @@ class FusedTransformer(nn.Module):
         count = len(self.decoder_layers)
         keys = self.memory_keys(memory + positions).chunk(count, -1)
         values = self.memory_values(memory).chunk(count, -1)
-        states = self.start.expand(layout.images, *self.start_query.shape[:1], -1)
+        # Layers may overwrite their states.
+        states = self.start.repeat(layout.images, *self.start_query.shape[:1], 1)
         query = self.start_query.expand(layout.images, -1, -1)
         for i, (layer, key, value) in enumerate(
             zip(self.decoder_layers, keys, values, strict=True)
@@ -103,11 +105,11 @@ class _EncoderLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
         source = self.norm1(x) if self.pre_norm else x
         query, key = self.query_key(source + positions).chunk(2, -1)
-        x = x + self.out(layout.among_tokens(query, key, self.value(source), self.heads))
+        x = self.out(layout.among_tokens(query, key, self.value(source), self.heads), x)
         if self.pre_norm:
-            return x + self.feed_forward(self.norm2(x))
+            return self.feed_forward(self.norm2(x), x)
         x = self.norm1(x)
-        return self.norm2(x + self.feed_forward(x))
+        return self.norm2(self.feed_forward(x, x))
 
 
 class _DecoderLayer(nn.Module):
@@ -132,7 +134,7 @@ class _DecoderLayer(nn.Module):
         """States (B, Q, E) -> states, and what they ask of the memory, (B, Q, E)."""
         value = self.norm1(states) if self.pre_norm else states
         projected = self.in_proj(value) + self.table
-        states = states + self.out(attend(*projected.chunk(3, -1), self.heads))
+        states = self.out(attend(*projected.chunk(3, -1), self.heads), states)
         states = states if self.pre_norm else self.norm1(states)
         query = self.norm2(states) if self.pre_norm else states
         return states, self.cross_proj(query) + self.cross_table
@@ -145,11 +147,11 @@ class _DecoderLayer(nn.Module):
         value: Tensor,
         layout: TokenLayout,
     ) -> Tensor:
-        states = states + self.cross_out(layout.to_tokens(query, key, value, self.heads))
+        states = self.cross_out(layout.to_tokens(query, key, value, self.heads), states)
         if self.pre_norm:
-            return states + self.feed_forward(self.norm3(states))
+            return self.feed_forward(self.norm3(states), states)
         states = self.norm2(states)
-        return self.norm3(states + self.feed_forward(states))
+        return self.norm3(self.feed_forward(states, states))
 
 
 class _FeedForward(nn.Module):
@@ -158,8 +160,9 @@ class _FeedForward(nn.Module):
         self.linear1 = FusedLinear.of(layer.linear1, dtype, relu=True)
         self.linear2 = FusedLinear.of(layer.linear2, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.linear1(x))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The sum with `residual`, which may be overwritten with it and may be `x`."""
+        return self.linear2(self.linear1(x), residual)
 
 
 def _query_table(module: MultiheadAttention, query_embed: Tensor, parts: str) -> Tensor:

@@ -105,10 +105,38 @@ def pointwise_linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False
     Raises:
         TypeError, ValueError, RuntimeError: as `pointwise_convolution`.
     """
-    rows = x.shape[:-1].numel()
-    image = x.reshape(1, 1, rows, x.shape[-1]).permute(0, 3, 1, 2)
-    out = pointwise_convolution(image, weight, bias, 1, relu)
+    out = pointwise_convolution(_as_image(x), weight, bias, 1, relu)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], bias.shape[0])
+
+
+def pointwise_linear_(
+    other: Tensor, x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False
+) -> Tensor:
+    """`relu(linear(x) + bias + other)`, written to `other`.
+
+    Args:
+        other: (..., O), contiguous, in the dtype of `x`, of which it shares no memory.
+        x, weight, bias, relu: as in `pointwise_linear`.
+
+    Returns:
+        `other`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `pointwise_convolution`; also for an `other` that is
+            not contiguous.
+    """
+    if other.shape[:-1] != x.shape[:-1] or not other.is_contiguous():
+        raise ValueError(
+            f"other has shape {tuple(other.shape)}{'' if other.is_contiguous() else ' and gaps'}: "
+            f"x {tuple(x.shape)} needs {(*x.shape[:-1], bias.shape[0])}, contiguous."
+        )
+    pointwise_convolution_(_as_image(other), _as_image(x), weight, bias, 1, relu)
+    return other
+
+
+def _as_image(x: Tensor) -> Tensor:
+    """(..., C) as (1, C, 1, rows), channels last; a view where `x` is contiguous."""
+    return x.reshape(1, 1, x.shape[:-1].numel(), x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _check(
