@@ -62,8 +62,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep_memory",
         action="store_true",
-        help="let the process keep freed memory, as eval, predict and verify do on a CPU; every "
-        "implementation gains from it",
+        help="let the process keep freed memory, as eval, predict and verify do on a CPU; torch's "
+        "models gain from it, the engine keeps its own anyway",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one")
     parser.add_argument(

@@ -29,7 +29,7 @@ class BenchmarkRequest:
         batch_sizes: of the batches of one size.
         rounds: how often each of these is timed.
         short_side: to which images are brought; the limit of the long side scales with it.
-        keep_memory: call `keep_freed_memory` first, which holds for every implementation.
+        keep_memory: call `keep_freed_memory` first, from which torch's models gain.
     """
 
     models: tuple[str, ...] = ("detr_resnet50",)
