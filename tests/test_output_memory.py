@@ -153,6 +153,8 @@ def test_an_engine_overwrites_no_answer_and_holds_no_more_with_every_call():
                 for name, out in engine(batch).items():
                     assert torch.equal(out, wanted[name])
     assert engine._memory.bytes == held
+    # Where an engine moves, nothing is left behind.
+    assert engine.to("cpu")._memory.bytes == 0
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])

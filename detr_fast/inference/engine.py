@@ -108,7 +108,6 @@ class Engine(nn.Module):
             )
             self.class_embed, self.bbox_embed = source.class_embed, source.bbox_embed
         self._max_graphs, self._short_side = max_graphs, short_side
-        self._memory = OutputMemory()
         self._positions: Recent[tuple[int, int], Tensor] = Recent(
             _KEPT_POSITIONS, attrgetter("nbytes")
         )
@@ -254,6 +253,7 @@ class Engine(nn.Module):
         """Where modules move; what was made of their tensors stays behind."""
         self._graphs = None
         self._positions.clear()
+        self._memory = OutputMemory()
         super()._apply(*arguments, **options)
         if self.input_proj.weight.is_cuda and self._max_graphs > 0:
             self._graphs = Graphs(
